@@ -1,0 +1,1 @@
+"""One file, one platform. Read each beside the vendor's page it links to."""
