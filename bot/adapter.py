@@ -115,7 +115,9 @@ class Inbound(msgspec.Struct, frozen=True):
     response: Response = Response()
     ignored: str = ""  # why there are no messages: "typing", "own message", ... (logged)
     moved: tuple[str, str] | None = None  # a chat got a new id: (old, new)
-    awaiting: tuple[str, str] | None = None  # with `answer_within`: (conversation's chat id, message id) asked about again
+    awaiting: tuple[str, str] | None = (
+        None  # with `answer_within`: (conversation's chat id, message id) asked about again
+    )
 
 
 class Page(msgspec.Struct, frozen=True):

@@ -130,7 +130,10 @@ class Client:
             sent.setdefault("Content-Type", "application/json")
         reply = await self._once(method, self.base + path, data, query, sent, timeout)
         if 300 <= reply.status < 400:
-            raise Refused(f"HTTP {reply.status}: the API redirects elsewhere; check the configured base URL", reply.status)
+            raise Refused(
+                f"HTTP {reply.status}: the API redirects elsewhere; check the configured base URL",
+                reply.status,
+            )
         error = self.failure(reply) or http_failure(reply)
         if error is not None:
             raise error

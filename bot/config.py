@@ -59,7 +59,9 @@ class BotSettings(_Settings):
     group_memory: Literal["user", "chat"] = Field("user", description="In groups, remember per person or per chat")
     language: Literal["auto", "en", "zh"] = Field("auto", description="Language of the bot's own sentences")
 
-    allowed_users: Words = Field((), description="Only these may talk to the bot (user ids, or instance:id); empty: all")
+    allowed_users: Words = Field(
+        (), description="Only these may talk to the bot (user ids, or instance:id); empty: all"
+    )
     allowed_chats: Words = Field((), description="Only in these chats (chat ids, or instance:id); empty: all")
     user_messages_per_minute: int = Field(20, ge=0, description="Messages a person may send in a minute; 0: no limit")
     user_tokens_per_day: int = Field(200_000, ge=0, description="Tokens a person may use in a day (UTC); 0: no limit")
@@ -76,7 +78,8 @@ class ModelSettings(_Settings):
     fallback_models: Words = Field((), description="Asked in this order when the model fails")
     api: Literal["chat", "responses", "completions"] = Field("chat", description="Which of the server's APIs to call")
     prompt_template: str = Field(
-        "{history}user: {message}\nassistant:", description="With OPENAI_API=completions: how the prompt is put together"
+        "{history}user: {message}\nassistant:",
+        description="With OPENAI_API=completions: how the prompt is put together",
     )
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; empty: the model's default")
     top_p: float | None = Field(None, ge=0, le=1, description="0 to 1; empty: the model's default")
@@ -106,9 +109,7 @@ class Environment:
     def read(self, model: type[M], prefix: str) -> M | None:
         """Fill a settings model from PREFIX_FIELD variables; None (and the problems noted) when it does not fit."""
         names = {field: variable(prefix, field) for field in model.model_fields}
-        given: dict[str, Any] = {
-            field: self.variables[name] for field, name in names.items() if name in self.variables
-        }
+        given: dict[str, Any] = {field: self.variables[name] for field, name in names.items() if name in self.variables}
         try:
             return model.model_validate(given)
         except ValidationError as error:

@@ -1,30 +1,30 @@
 """Every error of Magpie, and what it makes the bot do.
 
-    MagpieError
-    ├── ConfigError             a setting is missing or wrong    -> told by variable name, nothing starts
-    ├── StoreUnavailable        the database cannot write        -> 503, the platform delivers again
-    ├── Rejected                a webhook request is not taken   -> nothing stored, one log line
-    │   ├── Unverified          401   the platform did not send it
-    │   ├── Malformed           400   not what the platform sends
-    │   ├── TooLarge            413
-    │   └── TooMany             429   a limit per address or visitor
-    ├── PlatformError           posting to a chat failed
-    │   ├── Throttled           wait `retry_after` seconds, same page again
-    │   ├── Unavailable         network or the platform's fault  -> again, with growing gaps
-    │   └── Refused             for good: blocked, chat gone, bad token -> parked with its reason
-    │       └── Unauthorized    our token is wrong: the operator must act
-    └── ModelError              the model gave no complete answer -> a sentence for the person, a hint for the operator
-        ├── BadKey              401, 403
-        ├── BadRequest          400
-        │   ├── TooLong         the conversation does not fit    -> shortened and asked once more
-        │   └── NoPictures      this model takes text only       -> asked once more without the pictures
-        ├── NoSuchModel         404
-        ├── RateLimited         429, passes by itself
-        ├── QuotaSpent          429, somebody must pay
-        ├── Overloaded          5xx, no connection
-        ├── TimedOut            silent for longer than OPENAI_TIMEOUT
-        ├── ContentRefused      refused by the model or its content filter
-        └── Interrupted         the stream ended without a finish reason
+MagpieError
+├── ConfigError             a setting is missing or wrong    -> told by variable name, nothing starts
+├── StoreUnavailable        the database cannot write        -> 503, the platform delivers again
+├── Rejected                a webhook request is not taken   -> nothing stored, one log line
+│   ├── Unverified          401   the platform did not send it
+│   ├── Malformed           400   not what the platform sends
+│   ├── TooLarge            413
+│   └── TooMany             429   a limit per address or visitor
+├── PlatformError           posting to a chat failed
+│   ├── Throttled           wait `retry_after` seconds, same page again
+│   ├── Unavailable         network or the platform's fault  -> again, with growing gaps
+│   └── Refused             for good: blocked, chat gone, bad token -> parked with its reason
+│       └── Unauthorized    our token is wrong: the operator must act
+└── ModelError              the model gave no complete answer -> a sentence for the person, a hint for the operator
+    ├── BadKey              401, 403
+    ├── BadRequest          400
+    │   ├── TooLong         the conversation does not fit    -> shortened and asked once more
+    │   └── NoPictures      this model takes text only       -> asked once more without the pictures
+    ├── NoSuchModel         404
+    ├── RateLimited         429, passes by itself
+    ├── QuotaSpent          429, somebody must pay
+    ├── Overloaded          5xx, no connection
+    ├── TimedOut            silent for longer than OPENAI_TIMEOUT
+    ├── ContentRefused      refused by the model or its content filter
+    └── Interrupted         the stream ended without a finish reason
 """
 
 from __future__ import annotations
