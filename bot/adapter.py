@@ -9,7 +9,7 @@ ordering, history, the model, splitting, retries, limits) is the core's work. Wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import msgspec
@@ -56,7 +56,7 @@ class Response(msgspec.Struct, frozen=True):
     status: int = 200
     content_type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = {}
-    stream: AsyncIterator[bytes] | None = None
+    stream: AsyncGenerator[bytes, None] | None = None
 
     @classmethod
     def json(cls, value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -233,6 +233,7 @@ class Adapter(ABC, Generic[S]):
     docs: ClassVar[str]  # URL of the vendor's reference
     Settings: ClassVar[type[AdapterSettings]] = AdapterSettings
     can: Capabilities = Capabilities()
+    also_at: ClassVar[Mapping[str, str]] = {}  # absolute paths and the path below our route they stand for
 
     def __init__(self, settings: S, context: Context) -> None:
         self.settings = settings
@@ -282,9 +283,6 @@ class Adapter(ABC, Generic[S]):
         """Serve more than the webhook: {("GET", "/history"): handler}, below the adapter's route."""
         return {}
 
-    def home(self) -> Handler | None:
-        """Serve the page at `/` (the first instance that has one does)."""
-        return None
 
 
 class WebhookAdapter(Adapter[S]):

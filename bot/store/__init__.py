@@ -41,6 +41,7 @@ class Waiting(msgspec.Struct):
     accepted: float = 0
     tries: int = 0
     limited: bool = False
+    used: int = -1  # tokens the person has used today; -1: look it up
 
 
 class Draft(msgspec.Struct, omit_defaults=True):
@@ -92,20 +93,8 @@ class Outcome(msgspec.Struct, frozen=True):
     parked: bool = False
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """A turn to append, with its size and, for the model's, what it cost (in tokens)."""
-
-    turn: Turn
-    tokens: int
-    person: str = ""
-    model: str = ""
-    prompt: int = 0
-    cached: int = 0
-    completion: int = 0
-
-
 class Used(msgspec.Struct, frozen=True):
-    """What somebody used in a day."""
+    """What an answer cost, or what somebody used in a day."""
 
     messages: int = 0
     prompt: int = 0
@@ -116,6 +105,27 @@ class Used(msgspec.Struct, frozen=True):
     def tokens(self) -> int:
         """Tokens that count against the limits."""
         return self.prompt + self.completion
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A turn to append, with its size in tokens and, for an answer, who paid which model how much for it."""
+
+    turn: Turn
+    tokens: int
+    person: str = ""
+    model: str = ""
+    spent: Used = Used()
+
+
+class Remembered(msgspec.Struct):
+    """A turn of the history, with its size in tokens."""
+
+    seq: int
+    turn: Turn
+    tokens: int
+
+
+NOTHING = Used()
 
 
 class Store(Protocol):
@@ -143,11 +153,20 @@ class Store(Protocol):
         """Note how far the reply has come. Raises LostLease."""
 
     async def complete(
-        self, lane: Lane, owner: str, entries: Sequence[Entry], person: str = "", discard: int = 0
+        self,
+        lane: Lane,
+        owner: str,
+        entries: Sequence[Entry] = (),
+        *,
+        payer: str = "",
+        spent: Used = NOTHING,
+        discard: int = 0,
+        forget: bool = False,
     ) -> int:
-        """Append turns, book what they cost to `person`, keep `lane.draft` and `lane.window_start`.
+        """Append turns, book what was `spent` to the `payer`, keep `lane.draft` and `lane.window_start`.
 
-        `discard` is the seq of an earlier turn that is not to be sent to the model any more (it stays stored).
+        `discard` is the seq of an earlier turn that is not to be sent to the model any more; `forget` begins the
+        conversation afresh behind its last turn. Both stay stored.
         Returns the tokens all people together have used today. Raises LostLease.
         """
 
@@ -160,11 +179,14 @@ class Store(Protocol):
     async def postpone(self, lane: Lane, owner: str, seconds: float, failed: bool = True) -> None:
         """Give back the lease, to be due again after `seconds`; `failed` counts a try. Raises LostLease."""
 
-    async def history(self, conversation: str, start: int) -> list[tuple[Turn, int]]:
-        """Return the turns from seq `start` on, each with its size in tokens."""
+    async def history(self, conversation: str, start: int) -> list[Remembered]:
+        """Return the turns from seq `start` on, without the discarded ones."""
 
-    async def answer(self, conversation: str, message: str) -> tuple[str, Turn | None]:
-        """Return how a message ended ("" while it waits) and the turn that answered it."""
+    async def recent(self, conversation: str, count: int) -> list[Turn]:
+        """Return the last turns since the conversation began or was forgotten, oldest first."""
+
+    async def answer(self, conversation: str, message: str) -> tuple[str, str, Turn | None]:
+        """Return how a message ended ("" while it waits), why, and the turn that answered it."""
 
     async def used(self, person: str) -> Used:
         """Return what a person has used today; "*" is everybody."""

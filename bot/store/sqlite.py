@@ -26,6 +26,7 @@ from bot.store import (
     BATCH,
     KEEP,
     LEASE,
+    NOTHING,
     Arrival,
     Draft,
     Entry,
@@ -33,6 +34,7 @@ from bot.store import (
     LostLease,
     Outcome,
     Receipt,
+    Remembered,
     Used,
     Waiting,
 )
@@ -41,6 +43,7 @@ from bot.store.writer import Writer
 
 T = TypeVar("T")
 WAITING, DONE, PARKED = 0, 1, 2
+BUSY_MS = 5000  # how long another process may hold the file
 EVERYBODY = "*"
 LIMITED = "limited"  # the reason of the first message over a person's limit, while it waits for its refusal
 
@@ -55,9 +58,9 @@ COUNT_MESSAGE = """
     INSERT INTO people (person, day, messages, minute, in_minute) VALUES (?1, ?2, 1, ?3, 1)
     ON CONFLICT DO UPDATE SET messages = messages + 1, minute = ?3,
         in_minute = CASE minute WHEN ?3 THEN in_minute + 1 ELSE 1 END
-    RETURNING in_minute"""
+    RETURNING in_minute, prompt + completion"""
 REFUSE_MESSAGE = """
-    UPDATE inbox SET state = 1, payload = NULL, outcome = 'refused', reason = 'rate limit'
+    UPDATE inbox SET state = 1, payload = NULL, outcome = 'refused', reason = 'rate_limited'
     WHERE conversation = ? AND message = ?"""
 LIMIT_MESSAGE = "UPDATE inbox SET reason = 'limited' WHERE conversation = ? AND message = ?"
 LEASE_FREE = """
@@ -86,6 +89,7 @@ PROGRESS = """
 INSERT_TURN = """
     INSERT INTO turns (conversation, seq, role, content, tokens, at, person, model, prompt, cached, completion)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+FORGET = "UPDATE conversations SET opened = seq + 1 WHERE conversation = ?"
 DISCARD = "UPDATE turns SET role = 'discarded' WHERE conversation = ? AND seq = ?"
 BOOK = """
     INSERT INTO people (person, day, prompt, cached, completion) VALUES (?, ?, ?, ?, ?)
@@ -93,10 +97,13 @@ BOOK = """
         completion = completion + excluded.completion
     RETURNING prompt + completion"""
 HISTORY = """
-    SELECT role, content, tokens FROM turns
+    SELECT seq, role, content, tokens FROM turns
     WHERE conversation = ? AND seq >= ? AND role <> 'discarded' ORDER BY seq"""
+RECENT = """
+    SELECT role, content FROM turns WHERE conversation = ?1 AND role <> 'discarded'
+        AND seq >= (SELECT opened FROM conversations WHERE conversation = ?1) ORDER BY seq DESC LIMIT ?2"""
 ANSWER = """
-    SELECT i.state, i.outcome, t.role, t.content FROM inbox i
+    SELECT i.state, i.outcome, i.reason, t.role, t.content FROM inbox i
     LEFT JOIN turns t ON t.conversation = i.conversation AND t.seq = i.turn
     WHERE i.conversation = ? AND i.message = ?"""
 PUT = """
@@ -140,7 +147,7 @@ class SQLiteStore:
         db = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, uri=self.path.startswith("file:")
         )
-        db.execute("PRAGMA busy_timeout = 5000")
+        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA cache_size = -16000")
@@ -150,7 +157,7 @@ class SQLiteStore:
         """Whether no other process serves this file; its leases then belong to nobody who is alive."""
         if self.path.startswith("file:"):
             return True
-        self._lock = Path(f"{self.path}.lock").open("w")  # held as long as the process lives
+        self._lock = Path(f"{self.path}.lock").open("w")  # noqa: SIM115 - held as long as the process lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -192,7 +199,7 @@ class SQLiteStore:
         key = (arrival.conversation, arrival.message.id)
         if not db.execute(INSERT_MESSAGE, (*key, next(self._clock), now, payload)).rowcount:
             return Receipt(new=False)
-        in_minute = db.execute(COUNT_MESSAGE, (arrival.person, _day(now), int(now // 60))).fetchone()[0]
+        in_minute, used = db.execute(COUNT_MESSAGE, (arrival.person, _day(now), int(now // 60))).fetchone()
         over = in_minute - arrival.per_minute if arrival.per_minute else 0
         if over > 1:
             db.execute(REFUSE_MESSAGE, key)
@@ -205,7 +212,7 @@ class SQLiteStore:
             db.execute(HASTEN, (now, arrival.conversation))
         if row is None or owner is None:
             return Receipt(new=True)
-        waiting = [Waiting(arrival.message, now, limited=over == 1)]
+        waiting = [Waiting(arrival.message, now, 0, over == 1, used)]
         lane = Lane(arrival.conversation, arrival.instance, row[0], row[1], waiting=waiting)
         return Receipt(new=True, lane=lane)
 
@@ -232,23 +239,34 @@ class SQLiteStore:
         await self._write(lambda db: _owned(db, SAVE_DRAFT, (draft, lane.conversation, owner)))
 
     async def complete(
-        self, lane: Lane, owner: str, entries: Sequence[Entry], person: str = "", discard: int = 0
+        self,
+        lane: Lane,
+        owner: str,
+        entries: Sequence[Entry] = (),
+        *,
+        payer: str = "",
+        spent: Used = NOTHING,
+        discard: int = 0,
+        forget: bool = False,
     ) -> int:
+        if forget:
+            lane.window_start = lane.seq + 1
         draft = _encode(lane.draft) if lane.draft else None
         seq = lane.seq + len(entries)
+        cost = (spent.prompt, spent.cached, spent.completion)
 
         def run(db: sqlite3.Connection) -> int:
             now = time.time()
             _owned(db, PROGRESS, (seq, lane.window_start, draft, lane.conversation, owner))
+            if forget:
+                db.execute(FORGET, (lane.conversation,))
             if discard:
                 db.execute(DISCARD, (lane.conversation, discard))
             rows = [_turn_row(lane.conversation, lane.seq + n, entry, now) for n, entry in enumerate(entries, 1)]
             db.executemany(INSERT_TURN, rows)
-            spent = [sum(entry.prompt for entry in entries), sum(entry.cached for entry in entries)]
-            spent.append(sum(entry.completion for entry in entries))
-            if person and any(spent):
-                db.execute(BOOK, (person, _day(now), *spent)).fetchone()
-            return int(db.execute(BOOK, (EVERYBODY, _day(now), *spent)).fetchone()[0])
+            if payer:
+                db.execute(BOOK, (payer, _day(now), *cost)).fetchone()
+            return int(db.execute(BOOK, (EVERYBODY, _day(now), *cost)).fetchone()[0])
 
         total = await self._write(run)
         lane.seq = seq
@@ -291,16 +309,20 @@ class SQLiteStore:
 
     # -- history and usage ----------------------------------------------------------------------------------------
 
-    async def history(self, conversation: str, start: int) -> list[tuple[Turn, int]]:
+    async def history(self, conversation: str, start: int) -> list[Remembered]:
         rows = await self._read(HISTORY, conversation, start)
-        return [(Turn(role, content), tokens) for role, content, tokens in rows]
+        return [Remembered(seq, Turn(role, content), tokens) for seq, role, content, tokens in rows]
 
-    async def answer(self, conversation: str, message: str) -> tuple[str, Turn | None]:
+    async def recent(self, conversation: str, count: int) -> list[Turn]:
+        rows = await self._read(RECENT, conversation, count)
+        return [Turn(role, content) for role, content in reversed(rows)]
+
+    async def answer(self, conversation: str, message: str) -> tuple[str, str, Turn | None]:
         rows = await self._read(ANSWER, conversation, message)
         if not rows or rows[0][0] == WAITING:
-            return "", None
-        _, outcome, role, content = rows[0]
-        return outcome or "", Turn(role, content) if role else None
+            return "", "", None
+        _, outcome, reason, role, content = rows[0]
+        return outcome or "", reason or "", Turn(role, content) if role else None
 
     async def used(self, person: str) -> Used:
         rows = await self._read(
@@ -428,7 +450,7 @@ def _turn_row(conversation: str, seq: int, entry: Entry, now: float) -> tuple[ob
         now,
         entry.person or None,
         entry.model or None,
-        entry.prompt,
-        entry.cached,
-        entry.completion,
+        entry.spent.prompt,
+        entry.spent.cached,
+        entry.spent.completion,
     )

@@ -9,6 +9,7 @@ CREATE TABLE conversations (
     due          REAL,
     seq          INTEGER NOT NULL DEFAULT 0,  -- of the last turn
     window_start INTEGER NOT NULL DEFAULT 1,  -- first turn that the model is sent
+    opened       INTEGER NOT NULL DEFAULT 1,  -- first turn since the person last began afresh
     draft        BLOB                         -- the reply under way: see bot.store.Draft
 ) WITHOUT ROWID;
 CREATE INDEX conversations_due ON conversations (due) WHERE due IS NOT NULL;

@@ -1,0 +1,144 @@
+"""Held requests: platforms and apps that want the answer in the response to their own request.
+
+The one who writes the answer publishes it, the one who holds the request listens; they may be different replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from bot.adapter import AnyAdapter, Capabilities, Chat, Page, Post, Reply, State, Subscription
+from bot.store import Store
+from bot.texts import TEXTS, say
+
+FRAME = 6000  # bytes of text in one published frame at most; a longer finished answer is read from the store
+ACK_WITHIN = 1.0  # seconds in which whoever holds the request says that the page went into the response
+STREAM_EVERY = 0.04  # seconds between two pieces of a streamed answer
+
+
+class Frame(msgspec.Struct, omit_defaults=True):
+    """A piece of an answer, on its way to who holds the request."""
+
+    messages: tuple[str, ...] = ()
+    delta: str = ""
+    done: bool = False
+    text: str = ""
+    failure: str = ""
+    stored: bool = False  # the text is too long for a frame
+    number: int = 0  # of the page
+
+
+def _topic(conversation: str) -> str:
+    return f"answer/{hashlib.sha256(conversation.encode()).hexdigest()[:32]}"
+
+
+class Held:
+    """A request that waits for its answer. Implements `bot.adapter.Answer`; use as `async with`."""
+
+    def __init__(self, store: Store, instance: str, conversation: str, message: str, language: str) -> None:
+        self._store = store
+        self._state = store.state(instance)
+        self._conversation = conversation
+        self._message = message
+        self._language = language
+        self._ear: Subscription = self._state.subscribe(_topic(conversation))
+        self._reply: Reply | None = None
+
+    async def __aenter__(self) -> Held:
+        await self._ear.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._ear.__aexit__(*exc)
+
+    def refuse(self, failure: str) -> None:
+        """Settle the answer at once."""
+        self._reply = Reply(say(failure, self._language), failure)
+
+    async def recall(self) -> None:
+        """Look whether the answer was given before (a redelivery, or a retry after a lost connection)."""
+        outcome, reason, turn = await self._store.answer(self._conversation, self._message)
+        failure = reason if outcome in ("failed", "refused") else ""
+        if turn is not None:
+            self._reply = Reply(turn.content, failure)
+        elif outcome:
+            self._reply = Reply(say(reason, self._language) if reason in TEXTS else "", failure)
+
+    async def wait(self, seconds: float) -> Reply | None:
+        try:
+            async with asyncio.timeout(seconds):
+                async for _ in self.deltas():
+                    pass
+        except TimeoutError:
+            return None
+        return self._reply
+
+    async def deltas(self) -> AsyncIterator[str]:
+        if self._reply is not None:
+            return
+        async for data in self._ear:
+            frame = msgspec.json.decode(data, type=Frame)
+            if self._message not in frame.messages:
+                continue
+            if frame.done:
+                await self._take(frame)
+                return
+            yield frame.delta
+
+    async def _take(self, frame: Frame) -> None:
+        text = frame.text
+        if frame.stored:
+            _, _, turn = await self._store.answer(self._conversation, self._message)
+            text = turn.content if turn else text
+        self._reply = Reply(text, frame.failure)
+
+    async def taken(self) -> None:
+        """Tell the writer that the page is in the response, so that it is not posted as well."""
+        if self._reply is not None:
+            await self._state.publish(_topic(self._conversation) + "/taken", self._message)
+
+
+class HeldPoster:
+    """Posts to who holds the request; what nobody takes goes out through the adapter."""
+
+    def __init__(self, adapter: AnyAdapter, state: State, conversation: str, messages: tuple[str, ...]) -> None:
+        self._adapter = adapter
+        self._state = state
+        self._topic = _topic(conversation)
+        self._messages = messages
+        self.can: Capabilities = msgspec.structs.replace(adapter.can, edit_every=STREAM_EVERY)
+
+    async def begin(self, chat: Chat, page: Page) -> str:
+        await self._publish(page.text)
+        return "held"
+
+    async def edit(self, chat: Chat, post: Post, page: Page, last: bool) -> str:
+        if page.text.startswith(post.shown):
+            await self._publish(page.text[len(post.shown) :])
+        return await self.send(chat, page) if last else post.id
+
+    async def send(self, chat: Chat, page: Page) -> str:
+        fits = len(page.text.encode()) <= FRAME
+        frame = Frame(self._messages, done=True, text=page.text if fits else "", failure=page.failure, stored=not fits)
+        async with self._state.subscribe(self._topic + "/taken") as ear:
+            await self._state.publish(self._topic, msgspec.json.encode(frame).decode())
+            try:
+                async with asyncio.timeout(ACK_WITHIN):
+                    async for message in ear:
+                        if message in self._messages:
+                            return "held"
+            except TimeoutError:
+                pass
+        return await self._adapter.send(chat, page)
+
+    async def typing(self, chat: Chat) -> None:
+        await self._adapter.typing(chat)
+
+    async def _publish(self, text: str) -> None:
+        for start in range(0, len(text), FRAME // 4):
+            frame = Frame(self._messages, delta=text[start : start + FRAME // 4])
+            await self._state.publish(self._topic, msgspec.json.encode(frame).decode())
