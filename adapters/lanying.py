@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import Field
@@ -68,6 +68,7 @@ CONTEXT_LENGTH = 4000  # characters of one turn
 FEEDBACK_LENGTH = 2000  # bytes of JSON
 
 FILES = "/file/download/chat"
+FILE_URL = re.compile(r"https?://[A-Za-z0-9.:-]+(/[^?#\s]*)\?file_sign=[^&?#\s]+")
 FILE_HOSTS = (".maximtop.cn", "api.maximtop.com")  # these get the token,
 STORAGE_HOSTS = (".aliyuncs.com", ".lanyingim.com")  # these, where they redirect to, do not
 FILE_OPTIONS: Mapping[str, str] = {"image": "&image_type=1", "audio": "&format=mp3"}  # original size; AMR converted
@@ -509,13 +510,11 @@ class LanyingAdapter(WebhookAdapter[LanyingSettings]):
         A person's client wrote the URL and our request carries the admin token: only the gateway is asked.
         """
         file = decode(attachment.ref, FileRef)
-        url = urlsplit(file.url)
-        if url.path not in (FILES, urlsplit(self.client.base).path + FILES) or set(parse_qs(url.query)) != {
-            "file_sign"
-        }:
+        url = FILE_URL.fullmatch(file.url)
+        if not url or url[1] not in (FILES, urlsplit(self.client.base).path + FILES):
             raise Refused("the attachment does not lie behind the platform's file gateway")
         data = await self.client.download(
-            url._replace(query=url.query + FILE_OPTIONS.get(attachment.kind, ""), fragment="").geturl(),
+            file.url + FILE_OPTIONS.get(attachment.kind, ""),
             limit=limit,
             hosts=STORAGE_HOSTS,
             trusted=FILE_HOSTS,
