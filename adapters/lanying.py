@@ -225,7 +225,8 @@ def as_json(value: object) -> str:
 
 
 SPACE = r"\s\u2000-\u200d\u2060\u3000"  # clients put some of these around a mention
-MENTION = re.compile(rf"^(@[^{SPACE}]+)[{SPACE}]+|[{SPACE}]+(@[^{SPACE}]+)$")
+# The look-behind keeps a long run of spaces from being tried from every one of them.
+MENTION = re.compile(rf"^(@[^{SPACE}]+)[{SPACE}]+|(?<![{SPACE}])[{SPACE}]+(@[^{SPACE}]+)\Z")
 
 
 def without_mention(text: str) -> str:
@@ -241,8 +242,8 @@ def place(it: Callback) -> str:
     """Put a location into words."""
     point = (it.attachment.get("lat"), it.attachment.get("lon"))
     where = f"({point[0]}, {point[1]})" if all(type(part) in (int, float) for part in point) else ""
-    words = " ".join(filter(None, (string(it.attachment.get("addr")), where)))
-    return f"Location / 位置: {words}" if words and it.ctype == "LOCATION" else ""
+    text = " ".join(filter(None, (string(it.attachment.get("addr")), where)))
+    return f"Location / 位置: {text}" if text and it.ctype == "LOCATION" else ""
 
 
 def words(it: Callback, me: str) -> str:
@@ -250,8 +251,8 @@ def words(it: Callback, me: str) -> str:
     text = "\n".join(filter(None, ((it.content or "").strip(), place(it))))
     if it.kind == "group" and it.mentions == {me} and not it.for_all:
         text = without_mention(text) or text
-    if not text and it.ai.get("reset_prompt") is True:
-        return "/reset"
+    if not text and it.kind == "direct" and it.ai.get("reset_prompt") is True:
+        return "/reset"  # a button of a client
     return COMMANDS.get(text, text)
 
 
