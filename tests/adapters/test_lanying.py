@@ -246,6 +246,11 @@ def test_a_name_that_may_be_another_s_stays(config: Json) -> None:
     assert message(in_group("@Ben hi", **config)).text == "@Ben hi"
 
 
+def test_a_wall_of_spaces_is_no_burden() -> None:
+    text = "x" + " " * 300_000 + "y"
+    assert message(in_group(f"@Magpie {text}", mentionList=[BOT])).text == text
+
+
 def test_a_private_message_keeps_its_at_word() -> None:
     assert message(said("@property in Python?")).text == "@property in Python?"
 
