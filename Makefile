@@ -1,0 +1,45 @@
+# `make` lists the targets. Each installs what it needs by itself.
+# PYTHON=/path/to/python3 chooses the interpreter; WITHOUT="chromium" leaves out the tests that need it, saying so.
+
+BIN   := .venv/bin
+CODE  := bot adapters tests examples benchmarks
+STAGE := sh scripts/stage
+
+export WITHOUT
+
+.PHONY: help run install test check format bench needs
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+run: .venv/.runnable ## start Magpie with the web chat at http://127.0.0.1:8080/
+	@exec $(BIN)/magpie serve
+
+install: .venv/.installed ## make .venv with everything in it, tools for development included
+
+test: needs check ## everything: format, lint, types, all tests
+	@echo "== tests"
+	@$(BIN)/pytest -rs
+
+check: .venv/.installed ## format, lint and types, without the tests
+	@$(STAGE) format $(BIN)/ruff format --check --quiet .
+	@$(STAGE) lint $(BIN)/ruff check --quiet .
+	@$(STAGE) types $(BIN)/mypy $(CODE)
+
+format: .venv/.installed ## put the code into its form
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+bench: .venv/.installed ## measure: from webhook to reply, and the parts on the way
+	@$(BIN)/python -m benchmarks
+
+needs:
+	@$(STAGE) "what the tests need" sh scripts/needs chromium fonts-noto-cjk postgresql
+
+.venv/.runnable: pyproject.toml
+	@$(STAGE) "install into .venv (the first time: a minute)" sh scripts/venv postgres
+	@touch $@
+
+.venv/.installed: pyproject.toml
+	@$(STAGE) "install into .venv (the first time: a minute)" sh scripts/venv postgres dev
+	@touch .venv/.runnable $@
