@@ -1,4 +1,4 @@
-"""Programs that tests talk to: where they are, or a failure that says what to install. Nothing is skipped in silence."""
+"""Programs that tests talk to: where they are, or a failure that says what to install; no silent skips."""
 
 from __future__ import annotations
 
