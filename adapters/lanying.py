@@ -379,7 +379,7 @@ class LanyingAdapter(WebhookAdapter[LanyingSettings]):
             headers={"app_id": settings.app_id, "access-token": settings.admin_token.get_secret_value()},
             failure=failure,
         )
-        self._unsure: set[str] = set()  # pages with a request that may have been executed without our knowing
+        self._unsure: set[str] = set()  # pages of which we may not know what they show: a call got no answer
 
     async def stop(self) -> None:
         await self.client.close()
@@ -451,6 +451,7 @@ class LanyingAdapter(WebhookAdapter[LanyingSettings]):
         edit: Json = {"related_mid": int(post.id), "online_only": not last}
         with self._watched(page.key):
             await self._say(chat, page, operation, content, seq=post.edits + 2, stream=True, finish=last, **edit)
+        self._unsure.discard(page.key)
         return post.id
 
     @contextlib.contextmanager
@@ -460,7 +461,6 @@ class LanyingAdapter(WebhookAdapter[LanyingSettings]):
         except Unavailable:
             self._unsure.add(key)
             raise
-        self._unsure.discard(key)
 
     async def _say(
         self,

@@ -635,6 +635,18 @@ async def test_a_page_that_was_perhaps_begun_is_shown_once(
 
 
 @pytest.mark.parametrize("fault", LOST + FAILED, ids=str)
+async def test_a_page_that_was_perhaps_begun_grows_on(
+    adapter: LanyingAdapter, server: LanyingServer, fault: Fault
+) -> None:
+    server.faults.append(fault)
+    with pytest.raises(Unavailable):
+        await adapter.begin(DIRECT, Page("a", key="1:0"))
+    identity = await adapter.begin(DIRECT, Page("a b", key="1:0"))
+    await adapter.edit(DIRECT, Post(identity, "a b"), Page("a b c", key="1:0"), last=False)
+    assert server.texts() == ["a b c"]
+
+
+@pytest.mark.parametrize("fault", LOST + FAILED, ids=str)
 async def test_words_that_were_perhaps_appended_are_shown_once(
     adapter: LanyingAdapter, server: LanyingServer, fault: Fault
 ) -> None:
