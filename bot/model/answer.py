@@ -49,7 +49,7 @@ class Answer:
         self.usage = Usage()
         self.finish = ""
         self._model = model
-        self._question = question
+        self.question = question
         self._stream: Stream | None = None
         self._closed = False
         self._attempts = 0
@@ -93,7 +93,7 @@ class Answer:
         models = self._model.order()
         failures: list[ModelError] = []
         for name in models:
-            self._question = msgspec.structs.replace(self._question, model=name)
+            self.question = msgspec.structs.replace(self.question, model=name)
             self.usage.model = name
             try:
                 return await self._ask(name, LONGEST_PAUSE if name == models[-1] else PAUSE_WITH_FALLBACK)
@@ -145,7 +145,7 @@ class Answer:
         """Ask once and return the first visible text."""
         self._attempts += 1
         try:
-            self._stream = await self._model.begin(self._question, key)
+            self._stream = await self._model.begin(self.question, key)
             if self._closed:
                 return ""
             text = await self._stream.read()
@@ -170,7 +170,7 @@ class Answer:
         if not self._closed:
             log.warning(
                 "model failed",
-                model=self._question.model,
+                model=self.question.model,
                 attempt=self._attempts,
                 error=error.code,
                 reason=str(error),

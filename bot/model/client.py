@@ -102,7 +102,7 @@ class OpenAIModel:
         return sorted(self.models, key=lambda name: self.breakers[name].open)
 
     async def check(self) -> list[Finding]:
-        """Try each key, and look for each model among those the server lists."""
+        """Try each key, and look for each model among those the server lists; where it lists none, ask each."""
         findings: list[Finding] = []
         names: set[str] = set()
         for number, key in enumerate(self.keys.keys, 1):
@@ -110,6 +110,8 @@ class OpenAIModel:
             try:
                 names |= await self._listed(key)
                 findings.append(Finding(True, f"model server: reached, {which} is accepted"))
+            except NoSuchModel:
+                return [await self._tried(name) for name in self.models]
             except ModelError as error:
                 findings.append(Finding(False, f"model server, {which}: {error}", error.hint))
         if names:
@@ -153,6 +155,14 @@ class OpenAIModel:
             raise classify(fault, self.settings.api_key) from None
         except msgspec.MsgspecError:
             raise NoSuchModel("the list of models is not one: is OPENAI_BASE_URL complete?") from None
+
+    async def _tried(self, name: str) -> Finding:
+        try:
+            stream = await self.begin(Question(name, [Turn("user", "Hello")]), self.keys.pick(name)[0])
+        except ModelError as error:
+            return Finding(False, f"model {name}: {error}", error.hint)
+        await stream.close()
+        return Finding(True, f"model {name}: answers")
 
     async def _open(self) -> Transport:
         if self._transport is None:

@@ -74,9 +74,10 @@ def read_error(value: Any) -> Fault:
     inner = value.get("error") or value
     error = inner if isinstance(inner, dict) else {"message": inner}
     code, kind = _text(error.get("code")), _text(error.get("type"))
+    status = _status(code)
     return Fault(
-        _status(code) or _STATUS_OF_TYPE.get(kind, 0),
-        f"{code} {kind}".strip(),
+        status or _STATUS_OF_TYPE.get(code) or _STATUS_OF_TYPE.get(kind, 0),
+        kind if status else f"{code} {kind}".strip(),
         _text(error.get("message") or error.get("error_msg")) or _validation(error.get("detail")),
         _text(error.get("param")),
     )
@@ -105,7 +106,7 @@ def _pause(headers: Mapping[str, str]) -> float | None:
     return retry_after(headers.get("retry-after", ""))
 
 
-_STATUS_OF_TYPE = {
+_STATUS_OF_TYPE = {  # or of code; an error event has no HTTP status
     "authentication_error": 401,
     "invalid_request_error": 400,
     "not_found_error": 404,

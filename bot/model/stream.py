@@ -53,6 +53,7 @@ class Stream:
         self._opening = Opening()
         self._size = 0  # bytes of text received
         self._shown = False
+        self._failure: ModelError | None = None  # met behind text that was handed out
         self._over = False
 
     @property
@@ -67,6 +68,8 @@ class Stream:
 
     async def read(self) -> str:
         """Return the next text, all that has come, and "" at the end of a complete answer. Raises ModelError."""
+        if self._failure is not None:
+            raise self._failure
         now = asyncio.get_running_loop().time
         heard = now() if self._size else self._since
         while not self._over:
@@ -99,44 +102,58 @@ class Stream:
 
     def _take(self, data: bytes) -> str:
         """Return the text that is complete with `data`; b"" is the end."""
-        try:
-            text = self._events(data)
-        except Fault as fault:
-            raise self._classify(fault) from None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise Interrupted("malformed event") from None
-        if text:
-            self._size += utf8_size(text)
-            text = self._opening.show(text)
-        if not data:
-            self._over = True
-            text += self._opening.end()
-            self._conclude(text)
-        return text
+        text, failure = self._parse(data)
+        self._over = not data
+        text = self._show(text)
+        failure = failure or (self._verdict(text) if self._over else None)
+        if failure is None:
+            return text
+        if text and self._shown:
+            self._failure = failure  # the person gets what came before it
+            return text
+        raise failure  # nothing was seen yet: better all of it, once more
 
-    def _events(self, data: bytes) -> str:
+    def _parse(self, data: bytes) -> tuple[str, ModelError | None]:
+        text = ""
+        try:
+            for event in self._events(data):
+                text += self._reader.event(event)
+        except ModelError as error:
+            return text, error
+        except Fault as fault:
+            return text, self._classify(fault)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return text, Interrupted("malformed event")
+        return text, None
+
+    def _events(self, data: bytes) -> list[bytes]:
         block = self._rest + data if self._rest else data
-        if self._whole is None:
+        if self._whole is None and block.strip():
             self._whole = block.lstrip().startswith(b"{")
         lines = [block] if self._whole else block.split(b"\n")
         self._rest = lines.pop() if data else b""
         if len(self._rest) > LONGEST_EVENT:
             raise Interrupted("an event is too large")
-        event = self._reader.event
-        if self._whole:
-            return "".join(map(event, lines))
-        return "".join([event(line[5:].strip()) for line in lines if line.startswith(b"data:")])
+        return lines if self._whole else [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
-    def _conclude(self, text: str) -> None:
+    def _show(self, text: str) -> str:
+        if text:
+            self._size += utf8_size(text)
+            text = self._opening.show(text)
+        return text + self._opening.end() if self._over else text
+
+    def _verdict(self, text: str) -> ModelError | None:
+        """Judge an answer by its end; `text` is the last of it."""
         reader = self._reader
         if reader.refused:
-            raise ContentRefused("refused by the model or its content filter")
+            return ContentRefused("refused by the model or its content filter")
         if not reader.finish:
-            raise Interrupted("the stream ended without a finish reason")
-        if not self._shown and not text:
-            if reader.finish == "length":
-                raise BadRequest("the token limit was used up before the first visible word")
-            raise EmptyAnswer("an empty answer")
+            return Interrupted("the stream ended without a finish reason")
+        if self._shown or text:
+            return None
+        if reader.finish == "length":
+            return BadRequest("the token limit was used up before the first visible word")
+        return EmptyAnswer("an empty answer")
 
 
 class Opening:
