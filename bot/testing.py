@@ -1,16 +1,17 @@
 """For tests, ours and those of adapters elsewhere: a scripted model, a recording adapter, a running bot, the promises.
 
-    class TestAcme(AdapterPromises):
-        adapter = AcmeAdapter
-        settings = {"token": "t", "secret": "s"}
+class TestAcme(AdapterPromises):
+    adapter = AcmeAdapter
+    settings = {"token": "t", "secret": "s"}
 
-        def text_message(self) -> Request: ...   # one signed message of a person, addressed to the bot
+    def text_message(self) -> Request: ...   # one signed message of a person, addressed to the bot
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -221,7 +222,7 @@ async def call(magpie: Magpie, instance: str, request: Request) -> tuple[int, by
     async with (
         aiohttp.ClientSession() as session,
         session.request(
-            request.method, url, params=request.query, data=request.body, headers=request.headers
+            request.method, url, params=request.query, data=io.BytesIO(request.body), headers=request.headers
         ) as answer,
     ):
         return answer.status, await answer.read()

@@ -214,9 +214,7 @@ async def test_a_second_process_does_not_take_what_the_first_works_on(tmp_path: 
     await first.close()
 
 
-async def test_a_locked_database_is_unavailable_and_recovers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_locked_database_is_unavailable_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.store.sqlite.BUSY_MS", 50)
     store = open_store(f"sqlite:///{tmp_path}/magpie.db")
     await store.open()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeVar
 
 import msgspec
@@ -112,7 +113,7 @@ PUT = """
 
 
 class SQLiteStore:
-    """Implements `bot.store.Store` on one file. `:memory:` is for tests."""
+    """Implements `bot.store.Store` on one file. `:memory:` is a file that goes with the process, for tests."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -121,13 +122,14 @@ class SQLiteStore:
         self._reader: sqlite3.Connection | None = None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="magpie-read")
         self._lock: IO[str] | None = None
+        self._temporary: TemporaryDirectory[str] | None = None
 
     async def open(self) -> None:
         """Create the file if need be, bring the schema up to date, take over what a killed process left."""
         if self.path == ":memory:":
-            self.path = f"file:magpie-{id(self)}?mode=memory&cache=shared"
-        else:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            self._temporary = TemporaryDirectory(prefix="magpie-")
+            self.path = f"{self._temporary.name}/magpie.db"
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         self._writer = Writer(self._connect)
         await self._writer.submit(_migrate)
         self._reader = await self._read_in_thread(lambda: self._connect())
@@ -142,11 +144,11 @@ class SQLiteStore:
         self._reading.shutdown()
         if self._lock is not None:
             self._lock.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            self.path, isolation_level=None, check_same_thread=False, uri=self.path.startswith("file:")
-        )
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
@@ -155,8 +157,6 @@ class SQLiteStore:
 
     def _alone(self) -> bool:
         """Whether no other process serves this file; its leases then belong to nobody who is alive."""
-        if self.path.startswith("file:"):
-            return True
         self._lock = Path(f"{self.path}.lock").open("w")  # noqa: SIM115 - held as long as the process lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
