@@ -123,7 +123,10 @@ class Magpie:
         app.router.add_route("*", "/webhooks/{rest:.+}", self.ingress.webhook)
         for path, (name, below) in self._also_at().items():
             app.router.add_route("*", path, partial(self._alias, name=name, below=below))
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=75)
+        # Answers are finished by now; what is still open are streams that wait for the next one.
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, keepalive_timeout=75, shutdown_timeout=1
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.config.bot.host, self.config.bot.port, backlog=1024)
         await site.start()
