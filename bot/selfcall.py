@@ -38,6 +38,12 @@ TEXTS: dict[str, tuple[str, str, str, str]] = {
         "",
         "",
     ),
+    "ok_here": (
+        "{local}: answers; without BOT_PUBLIC_URL it is for this machine and its network",
+        "{local}：正常；未设置 BOT_PUBLIC_URL，仅供本机及所在网络使用",
+        "",
+        "",
+    ),
     "private": (
         "{host} is a private address: only platforms in the same network can call it",
         "{host} 是内网地址：只有同一网络内的平台才能回调",
@@ -218,7 +224,10 @@ class Reached(msgspec.Struct, frozen=True):
 
 
 async def call(adapter: AnyAdapter, bot: BotSettings, language: str = "en") -> list[Finding]:
-    """Send an adapter's sample through BOT_PUBLIC_URL; [] for one without a webhook."""
+    """Send an adapter's sample through BOT_PUBLIC_URL; [] for one without a webhook.
+
+    Without that variable an adapter with an address of its own (`also_at`) is called directly: its callers may be near.
+    """
     if not isinstance(adapter, WebhookAdapter):
         return []
     parts = urlsplit(bot.public_url)
@@ -231,6 +240,9 @@ async def call(adapter: AnyAdapter, bot: BotSettings, language: str = "en") -> l
         "instance": adapter.context.instance,
         "patience": PATIENCE,
     }
+    if adapter.also_at and not bot.public_url:
+        here = await _ask(local + path, adapter.sample())
+        return [_finding("down" if here.failure else "ok_here", facts, language)]
     private = await _is_private(str(facts["host"]))
     if problem := _address_problem(parts.scheme, private):
         return [_finding(problem, facts, language)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 from structlog.testing import capture_logs
@@ -11,8 +10,9 @@ from structlog.testing import capture_logs
 from bot import log, registry
 from bot.config import Environment
 from bot.errors import ConfigError
+from tests.strangers import Install, install
 
-Install = Callable[..., None]
+__all__ = ["install"]  # a fixture
 
 ADAPTER = """
 from pydantic import Field
@@ -38,25 +38,8 @@ TOKEN = {"ACME_BOT_TOKEN": "token-of-acme"}
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Install a package with adapters the way a stranger's is: files and entry points on the path."""
-
-    def install(package: str = "acmepkg", source: str = ADAPTER, /, **adapters: str) -> None:
-        site = tmp_path / package
-        metadata = site / f"{package}-1.0.dist-info"
-        metadata.mkdir(parents=True)
-        (site / f"{package}.py").write_text(source)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        lines = [f"{name} = {package}:{value}" for name, value in adapters.items()]
-        (metadata / "entry_points.txt").write_text("\n".join([f"[{registry.GROUP}]", *lines]))
-        monkeypatch.syspath_prepend(str(site))
-
-    return install
-
-
-@pytest.fixture
 def acme(install: Install) -> None:
-    install(acme="AcmeAdapter", acme_plus="AcmePlusAdapter", number="NotAnAdapter", gone="Nothing")
+    install("acmepkg", ADAPTER, acme="AcmeAdapter", acme_plus="AcmePlusAdapter", number="NotAnAdapter", gone="Nothing")
 
 
 def load(adapters: str, variables: Mapping[str, str] = TOKEN) -> registry.Config:
@@ -178,7 +161,7 @@ def test_an_address_without_https_is_a_warning() -> None:
 
 @pytest.mark.usefixtures("acme")
 def test_two_packages_that_claim_one_name_are_reported(install: Install) -> None:
-    install("otherpkg", acme="AcmeAdapter")
+    install("otherpkg", ADAPTER, acme="AcmeAdapter")
     with capture_logs() as logs:
         assert registry.installed()["acme"].value == "otherpkg:AcmeAdapter"
     assert [entry["ignored"] for entry in logs] == ["acmepkg:AcmeAdapter"]

@@ -223,6 +223,16 @@ async def test_an_adapter_without_a_webhook_is_not_called() -> None:
     assert await selfcall.call(make(PollingAdapter), BotSettings.model_validate({})) == []
 
 
+class PageAdapter(UnsignedAdapter):
+    also_at = {"/": ""}
+
+
+async def test_a_page_of_our_own_needs_no_public_address(serve: Serve, unused_tcp_port: int) -> None:
+    for port, code in ((await serve(magpie), "ok_here"), (unused_tcp_port, "down")):
+        (finding,) = await selfcall.call(make(PageAdapter), BotSettings.model_validate({"port": port}))
+        assert is_told(finding, code)
+
+
 async def test_it_speaks_chinese() -> None:
     (finding,) = await selfcall.call(make(), BotSettings.model_validate({}), "zh")
     assert finding.what == selfcall.TEXTS["no_address"][1]

@@ -31,7 +31,7 @@ class Keyboard(Protocol):
 
 def run(user: str) -> None:
     """Talk until the person leaves."""
-    config = outside.configuration([KEYBOARD])
+    config = outside.configuration([KEYBOARD], "warning")
     (one,) = config.instances
     if user:
         one = msgspec.structs.replace(one, settings=one.settings.model_copy(update={"user": user}))

@@ -31,7 +31,7 @@ async def _examine(config: Config, report: Report) -> None:
             await _database(config, store, report)
             for adapter in adapters.values():
                 await _platform(config, adapter, store, report)
-    except MagpieError as error:
+    except (MagpieError, OSError) as error:
         advice = say(
             "check BOT_DATABASE_URL, its folder's owner and the free space",
             "请检查 BOT_DATABASE_URL、目录权限与磁盘空间",

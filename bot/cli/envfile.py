@@ -79,7 +79,7 @@ def _section(title: str, prefix: str, settings: type[BaseModel]) -> str:
     for name, field in fields(settings):
         required = "Required. " if field.is_required() else ""
         lines += textwrap.wrap(f"{required}{field.description}", 110, initial_indent="# ", subsequent_indent="# ")
-        lines += [f"#{_line(variable(prefix, name), default(field))}"]
+        lines += [f"#{_line(variable(prefix, name), default(field))}".rstrip("\n")]
     return "\n".join(lines) + "\n"
 
 
@@ -90,7 +90,11 @@ def _line(name: str, value: str) -> str:
 def _quoted(value: str) -> str:
     if not value or PLAIN.fullmatch(value):
         return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = value.replace("\\", "\\\\")
+    if "\n" in value:  # only double quotes know \n; a value stays one line
+        escaped = escaped.replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    escaped = escaped.replace("'", "\\'")
     return f"'{escaped}'"
 
 

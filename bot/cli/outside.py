@@ -19,7 +19,7 @@ from bot.store import Store, open_store
 T = TypeVar("T")
 
 
-def configuration(adapters: Sequence[str] | None = None, level: str = "warning") -> Config:
+def configuration(adapters: Sequence[str] | None = None, level: str = "error") -> Config:
     """Read the settings; ends the program with code 2 when they are wrong, naming every problem."""
     log.configure("console", level)
     try:

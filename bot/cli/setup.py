@@ -98,7 +98,7 @@ def _ask_all(target: Target, env: Environment) -> Values:
         value = _ask(target, name, field, present)
         if present or value != envfile.default(field):
             values[name] = value
-    if issubclass(adapter, WebhookAdapter) and PUBLIC_URL not in env.variables:
+    if _needs_public_url(adapter) and PUBLIC_URL not in env.variables:
         values |= _ask_public_url()
     return values
 
@@ -133,6 +133,11 @@ def _problem(target: Target, name: str, value: str) -> str:
     env = Environment({name: value})
     env.read(target.adapter.Settings, target.instance)
     return next((problem for problem in env.problems if problem.startswith(f"{name}: ")), "")
+
+
+def _needs_public_url(adapter: type[AnyAdapter]) -> bool:
+    """Whether a platform out there calls it, rather than a page or an app of our own."""
+    return issubclass(adapter, WebhookAdapter) and not adapter.also_at
 
 
 def _ask_public_url() -> Values:
@@ -194,7 +199,7 @@ async def _register(config: Config, report: Report) -> None:
 
 def _next_steps(target: Target, config: Config) -> None:
     typer.echo()
-    if issubclass(target.adapter, WebhookAdapter) and not config.bot.public_url:
+    if _needs_public_url(target.adapter) and not config.bot.public_url:
         typer.echo(say(f"Then set {PUBLIC_URL}.", f"接下来请设置 {PUBLIC_URL}。"))
     again = f"`magpie register {target.instance}`"
     typer.echo(say("Now (re)start the server: `magpie serve`.", "现在请（重新）启动服务：`magpie serve`。"))
