@@ -40,11 +40,13 @@ def encode(frame: Frame) -> str:
 
 
 def whole_due(edits: int, length: int) -> bool:
-    """Return whether this edit carries the whole text.
+    """Return whether this edit carries the whole text: every 20th does.
 
-    Every 20th does; of long answers fewer, so that the sum of all frames grows with the length and not its square.
+    From 400 edits on a long text takes twice as many for each doubling, so that the sum of all frames grows with the
+    length and not with its square.
     """
-    return edits % max(20, length // 200) == 0
+    long = length > 4000
+    return edits % (20 << (edits // 400).bit_length() * long) == 0
 
 
 def common(before: str, after: str) -> int:
