@@ -121,6 +121,7 @@ class TerminalAdapter(Adapter[TerminalSettings]):
         self._screen: Screen = RichScreen() if sys.stdout.isatty() else PlainScreen()
         self._prompt = PROMPT if sys.stdin.isatty() and sys.stdout.isatty() else ""
         self._ids = itertools.count(1)
+        self._awaited = ""  # id of the message whose answer comes next
         self._answered = asyncio.Event()
         self._accept: Accept | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -139,7 +140,7 @@ class TerminalAdapter(Adapter[TerminalSettings]):
         async for text in self._lines():
             self._stopping = None
             self._answered.clear()
-            await accept([self._message(text)])
+            await self._tell(accept, text)
             await self._answered.wait()
         self.closed.set()
         await asyncio.Event().wait()  # who has left does not come back
@@ -151,12 +152,16 @@ class TerminalAdapter(Adapter[TerminalSettings]):
         if self._stopping is not None:
             self._answered.set()
             return True
-        self._stopping = asyncio.ensure_future(self._accept([self._message("/stop")]))
+        self._stopping = asyncio.ensure_future(self._tell(self._accept, "/stop"))
         return True
+
+    def hint(self, text: str) -> None:
+        """Say something beside the conversation, then show the prompt again."""
+        print(f"\n{text}\n{self._prompt}", end="", flush=True)
 
     async def send(self, chat: Chat, page: Page) -> str:
         """Show a finished answer."""
-        self._finish(page.text)
+        self._finish(page)
         return str(next(self._ids))
 
     async def begin(self, chat: Chat, page: Page) -> str:
@@ -167,7 +172,7 @@ class TerminalAdapter(Adapter[TerminalSettings]):
     async def edit(self, chat: Chat, post: Post, page: Page, last: bool) -> str:
         """Show the answer as it is now."""
         if last:
-            self._finish(page.text)
+            self._finish(page)
         else:
             self._screen.grow(printable(page.text))
         return post.id
@@ -176,11 +181,17 @@ class TerminalAdapter(Adapter[TerminalSettings]):
         """Show that something is coming."""
         self._screen.grow("…")
 
-    def _finish(self, text: str) -> None:
-        self._screen.finish(printable(text))
+    async def _tell(self, accept: Accept, text: str) -> None:
+        message = self._message(text)
+        self._awaited = message.id
+        await accept([message])
+
+    def _finish(self, page: Page) -> None:
+        self._screen.finish(printable(page.text))
         if self._answered.is_set() and self._prompt:  # it came while the person was typing
             print(self._prompt, end="", flush=True)
-        self._answered.set()
+        if page.reply_to in ("", self._awaited):  # after Ctrl-C the beginning of an answer is not what we wait for
+            self._answered.set()
 
     def _message(self, text: str) -> Message:
         locale = os.environ.get("LC_ALL") or os.environ.get("LANG", "")

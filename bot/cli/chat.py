@@ -28,6 +28,9 @@ class Keyboard(Protocol):
     def interrupt(self) -> bool:
         """Stop the answer being written; False when there is none."""
 
+    def hint(self, text: str) -> None:
+        """Say something beside the conversation."""
+
 
 def run(user: str) -> None:
     """Talk until the person leaves."""
@@ -65,7 +68,7 @@ def _catch_signals(keyboard: Keyboard) -> None:
         if keyboard.interrupt():
             return
         if sys.stdin.isatty():
-            typer.secho(f"\n{_how_to_leave()}", dim=True)
+            keyboard.hint(_how_to_leave())
         else:
             keyboard.closed.set()
 

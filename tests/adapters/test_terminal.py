@@ -33,7 +33,7 @@ class Bot:
         self.news.set()
         if not self.silent:
             for message in messages:
-                await self.adapter.send(message.chat, Page(f"echo: {message.text}"))
+                await self.adapter.send(message.chat, Page(f"echo: {message.text}", reply_to=message.id))
 
 
 @pytest.fixture
@@ -90,6 +90,18 @@ async def test_only_the_finished_answer_goes_into_a_pipe(capsys: pytest.CaptureF
     assert capsys.readouterr().out == "**Hello** you\n"
 
 
+async def test_a_stopped_answer_is_over_when_the_bot_says_so(
+    monkeypatch: pytest.MonkeyPatch, leftovers: Leftovers
+) -> None:
+    bot, adapter = await converse(monkeypatch, leftovers, "tell me everything\n", silent=True)
+    await asyncio.wait_for(bot.news.wait(), 10)
+    bot.news.clear()
+    adapter.interrupt()
+    await asyncio.wait_for(bot.news.wait(), 10)
+    await adapter.send(CHAT, Page("Stopped.", reply_to=bot.heard[1].id))
+    await asyncio.wait_for(adapter.closed.wait(), 10)
+
+
 async def test_an_interrupt_stops_the_answer_and_a_second_one_does_not_wait(
     monkeypatch: pytest.MonkeyPatch, leftovers: Leftovers
 ) -> None:
@@ -99,6 +111,8 @@ async def test_an_interrupt_stops_the_answer_and_a_second_one_does_not_wait(
     assert adapter.interrupt()
     await asyncio.wait_for(bot.news.wait(), 10)
     assert [message.text for message in bot.heard] == ["tell me everything", "/stop"]
+    await adapter.send(CHAT, Page("It all beg", reply_to=bot.heard[0].id))
+    assert not adapter.closed.is_set()
     assert adapter.interrupt()
     await asyncio.wait_for(adapter.closed.wait(), 10)
     assert len(bot.heard) == 2
