@@ -284,7 +284,6 @@ class Adapter(ABC, Generic[S]):
         return {}
 
 
-
 class WebhookAdapter(Adapter[S]):
     """A platform that calls us."""
 

@@ -15,7 +15,7 @@ from bot.adapter import AnyAdapter, Capabilities, Chat, Page, Post, Reply, State
 from bot.store import Store
 from bot.texts import TEXTS, say
 
-FRAME = 6000  # bytes of text in one published frame at most; a longer finished answer is read from the store
+PIECE = 1000  # characters in one published frame; in the worst case (control characters) six bytes each
 ACK_WITHIN = 1.0  # seconds in which whoever holds the request says that the page went into the response
 STREAM_EVERY = 0.04  # seconds between two pieces of a streamed answer
 
@@ -24,12 +24,10 @@ class Frame(msgspec.Struct, omit_defaults=True):
     """A piece of an answer, on its way to who holds the request."""
 
     messages: tuple[str, ...] = ()
-    delta: str = ""
-    done: bool = False
-    text: str = ""
+    delta: str = ""  # what was written since the last one
+    text: str = ""  # a piece of the finished answer
+    done: bool = False  # the last piece
     failure: str = ""
-    stored: bool = False  # the text is too long for a frame
-    number: int = 0  # of the page
 
 
 def _topic(conversation: str) -> str:
@@ -47,6 +45,7 @@ class Held:
         self._language = language
         self._ear: Subscription = self._state.subscribe(_topic(conversation))
         self._reply: Reply | None = None
+        self._text = ""
 
     async def __aenter__(self) -> Held:
         await self._ear.__aenter__()
@@ -84,17 +83,12 @@ class Held:
             frame = msgspec.json.decode(data, type=Frame)
             if self._message not in frame.messages:
                 continue
+            self._text += frame.text
             if frame.done:
-                await self._take(frame)
+                self._reply = Reply(self._text, frame.failure)
                 return
-            yield frame.delta
-
-    async def _take(self, frame: Frame) -> None:
-        text = frame.text
-        if frame.stored:
-            _, _, turn = await self._store.answer(self._conversation, self._message)
-            text = turn.content if turn else text
-        self._reply = Reply(text, frame.failure)
+            if frame.delta:
+                yield frame.delta
 
     async def taken(self) -> None:
         """Tell the writer that the page is in the response, so that it is not posted as well."""
@@ -113,19 +107,20 @@ class HeldPoster:
         self.can: Capabilities = msgspec.structs.replace(adapter.can, edit_every=STREAM_EVERY)
 
     async def begin(self, chat: Chat, page: Page) -> str:
-        await self._publish(page.text)
+        await self._publish(*(Frame(self._messages, delta=piece) for piece in _pieces(page.text)))
         return "held"
 
     async def edit(self, chat: Chat, post: Post, page: Page, last: bool) -> str:
         if page.text.startswith(post.shown):
-            await self._publish(page.text[len(post.shown) :])
+            added = page.text[len(post.shown) :]
+            await self._publish(*(Frame(self._messages, delta=piece) for piece in _pieces(added)))
         return await self.send(chat, page) if last else post.id
 
     async def send(self, chat: Chat, page: Page) -> str:
-        fits = len(page.text.encode()) <= FRAME
-        frame = Frame(self._messages, done=True, text=page.text if fits else "", failure=page.failure, stored=not fits)
+        *pieces, last = _pieces(page.text) or [""]
+        frames = [Frame(self._messages, text=piece) for piece in pieces]
         async with self._state.subscribe(self._topic + "/taken") as ear:
-            await self._state.publish(self._topic, msgspec.json.encode(frame).decode())
+            await self._publish(*frames, Frame(self._messages, text=last, done=True, failure=page.failure))
             try:
                 async with asyncio.timeout(ACK_WITHIN):
                     async for message in ear:
@@ -138,7 +133,10 @@ class HeldPoster:
     async def typing(self, chat: Chat) -> None:
         await self._adapter.typing(chat)
 
-    async def _publish(self, text: str) -> None:
-        for start in range(0, len(text), FRAME // 4):
-            frame = Frame(self._messages, delta=text[start : start + FRAME // 4])
+    async def _publish(self, *frames: Frame) -> None:
+        for frame in frames:
             await self._state.publish(self._topic, msgspec.json.encode(frame).decode())
+
+
+def _pieces(text: str) -> list[str]:
+    return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]

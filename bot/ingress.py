@@ -55,7 +55,7 @@ class Ingress:
         """Let an adapter answer a request; turn every failure into its status."""
         adapter = self._adapters.get(name)
         if adapter is None:
-            return web.Response(status=404, text="no such adapter here; see BOT_ADAPTERS\n")
+            return await send(request, problem(404, "not_found", "no such adapter here; see BOT_ADAPTERS"))
         try:
             response = await self._receive(adapter, name, await read(request, path))
         except Rejected as error:
@@ -63,7 +63,7 @@ class Ingress:
         except StoreUnavailable as error:
             log.error("not stored", instance=name, error=str(error))
             metrics.EVENTS.labels(name, "unstored").inc()
-            response = Response(b"try again later\n", 503, headers={"Retry-After": "5"})
+            response = problem(503, "unavailable", "cannot store messages now; try again", {"Retry-After": "5"})
         except Exception as error:
             # An adapter that stumbles over odd input must not turn it into a 500 that is repeated for hours.
             log.exception("adapter crashed", instance=name)
@@ -76,7 +76,7 @@ class Ingress:
         if route is not None:
             return await route(request)
         if not isinstance(adapter, WebhookAdapter) or request.method not in ("POST", "GET", "PUT"):
-            return Response(b"not found\n", 404)
+            return problem(404, "not_found", "nothing here")
         if self.draining:
             raise StoreUnavailable("shutting down")
         await adapter.verify(request)
@@ -157,7 +157,12 @@ class Ingress:
         if error.response is not None:
             return error.response
         headers = {"Retry-After": str(int(error.retry_after))} if isinstance(error, TooMany) else {}
-        return Response(f"{error.code}\n".encode(), error.status, headers=headers)
+        return problem(error.status, error.code, str(error), headers)
+
+
+def problem(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Build the body of every refusal: {"error": {"code", "message"}}."""
+    return Response.json({"error": {"code": code, "message": message}}, status, headers)
 
 
 async def read(request: web.Request, path: str) -> Request:

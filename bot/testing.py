@@ -107,7 +107,7 @@ async def _asynchronous(words: Iterable[str] | AsyncIterator[str]) -> AsyncItera
         yield word
 
 
-# -- an adapter that writes down what it is told ------------------------------------------------------------------------
+# -- an adapter that writes down what it is told ------------------------------------------------------------
 
 
 class RecordingSettings(AdapterSettings):
@@ -244,7 +244,7 @@ async def context(instance: str = "test", public_url: str = "https://bot.example
         await store.close()
 
 
-# -- what every adapter promises ----------------------------------------------------------------------------------------
+# -- what every adapter promises ------------------------------------------------------------
 
 GARBAGE = (
     b"",
@@ -261,7 +261,7 @@ GARBAGE = (
     b'{"message":{"text":{"text":[]},"chat":null,"from":0}}',
     b"<xml><ToUserName>x</ToUserName></xml>",
     b"a=1&payload=%7B%7D",
-    '{"text":"\\ud800"}'.encode(),
+    b'{"text":"\\ud800"}',
 )
 LONG_ANSWER = "\n\n".join(
     [
@@ -334,7 +334,7 @@ class AdapterPromises:
         true = self.text_message()
         async with context() as lent:
             adapter = self.build(lent)
-            for headers in ({}, {name: "x" for name in true.headers}, {name: "é\udce9" for name in true.headers}):
+            for headers in ({}, dict.fromkeys(true.headers, "x"), dict.fromkeys(true.headers, "é\udce9")):
                 forged = msgspec.structs.replace(true, headers=headers, query=dict.fromkeys(true.query, "x"))
                 await _refuses(adapter, forged)
 
@@ -378,11 +378,11 @@ class AdapterPromises:
             assert len(shown) == 1
 
     async def test_what_cannot_be_stored_is_not_accepted(self) -> None:
-        recorded, shown = recording(self.adapter)
+        recorded, _ = recording(self.adapter)
         instance = Configured("it", recorded, self.adapter.Settings.model_validate(self.settings))
         async with running(instance, model=ScriptedModel()) as magpie:
             accept = magpie.store.accept
-            magpie.store.accept = _unavailable  # type: ignore[method-assign]
+            magpie.store.accept = _unavailable  # type: ignore[method-assign, assignment]
             status, _ = await call(magpie, "it", self.text_message())
             assert status == 503
             magpie.store.accept = accept  # type: ignore[method-assign]
@@ -431,7 +431,7 @@ async def _unavailable(*_: object) -> Any:
 
 
 async def _idle(magpie: Magpie) -> None:
-    while magpie.dispatcher.busy:
+    while magpie.dispatcher.busy:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

@@ -203,7 +203,7 @@ class Turns:
 
     async def _book(self, writing: Writing, failure: str, discard: int) -> None:
         """Store question, answer and cost, and that from now on the reply is only to be posted."""
-        lane, draft = writing.lane, the_draft(writing.lane)
+        draft = the_draft(writing.lane)
         self._health.model = failure or "ok"
         draft.complete = True
         draft.failure = failure

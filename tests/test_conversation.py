@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -204,10 +205,10 @@ async def test_the_window_moves_in_big_steps() -> None:
         for n in range(40):
             await talk.ask(f"{n:03} " + "q" * 96)
             starts.append(talk.model.asked[-1][1].content[:3])
-        changes = sum(a != b for a, b in zip(starts, starts[1:], strict=False))
+        changes = sum(a != b for a, b in pairwise(starts))
         assert 1 <= changes <= 8  # not one a turn
         assert all(turns[1].role == "user" for turns in talk.model.asked)
-        assert len(await magpie.store.history(list(magpie.turns._history._windows)[0], 1)) == 80
+        assert len(await magpie.store.history(next(iter(magpie.turns._history._windows)), 1)) == 80
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ async def test_usage_is_counted_and_told() -> None:
     [({"user_tokens_per_day": 5}, "today's limit"), ({"tokens_per_day": 5}, "its limit for today")],
 )
 async def test_quotas_refuse_kindly_before_the_model_is_asked(limits: dict[str, int], part: str) -> None:
-    async with running(**limits) as magpie:
+    async with running(**limits) as magpie:  # type: ignore[arg-type]
         talk = Talk(magpie)
         assert await talk.ask("hello") == "You said: hello"
         assert part in await talk.ask("more")
@@ -345,7 +346,7 @@ async def test_options_of_a_message() -> None:
 
 async def test_pictures_and_text_files_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     async def download(self: object, attachment: Attachment, limit: int) -> bytes:
-        return {"pic": b"\x89PNG", "txt": "a,b\n1,2".encode()}[attachment.ref]
+        return {"pic": b"\x89PNG", "txt": b"a,b\n1,2"}[attachment.ref]
 
     monkeypatch.setattr(RecordingAdapter, "download", download)
     async with running() as magpie:

@@ -115,7 +115,7 @@ async def test_an_outage_ends_in_unavailable_and_another_process_goes_on(monkeyp
         text = "\n\n".join(f"paragraph {n} " + "x" * 120 for n in range(4))
         bench.delivery.feed(text)
         original = bench.adapter.send
-        sent = []
+        sent: list[object] = []
 
         async def send_two(*args: object) -> str:
             if len(sent) == 2:

@@ -13,6 +13,7 @@ from bot.adapter import Chat, Inbound, Message, Request
 from bot.errors import StoreUnavailable
 from bot.testing import GARBAGE, RecordingAdapter, call, running, signed
 
+START = b"POST /webhooks/recording HTTP/1.1\r\nHost: x\r\n"
 HELLO = Message("m1", Chat("c"), "u", "hello")
 
 
@@ -79,9 +80,12 @@ async def test_a_message_that_cannot_be_stored_is_a_503_and_comes_again(monkeypa
     ],
 )
 async def test_routes(method: str, path: str, status: int) -> None:
-    async with running() as magpie, aiohttp.ClientSession() as session:
-        async with session.request(method, f"http://127.0.0.1:{magpie.port}{path}") as answer:
-            assert answer.status == status
+    async with (
+        running() as magpie,
+        aiohttp.ClientSession() as session,
+        session.request(method, f"http://127.0.0.1:{magpie.port}{path}") as answer,
+    ):
+        assert answer.status == status
 
 
 async def test_readyz_tells_the_state_and_fails_with_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,11 +114,11 @@ async def test_readyz_tells_the_state_and_fails_with_the_store(monkeypatch: pyte
     [
         b"\x00\x01\x02\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /webhooks/recording HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"POST /webhooks/recording HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /webhooks/recording HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
-        b"POST /webhooks/recording HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
-        b"POST /webhooks/recording HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 50_000 + b"\r\n",
+        START + b"Content-Length: -5\r\n\r\n",
+        START + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        START + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        START + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+        START + b"a: b\r\n" * 50_000 + b"\r\n",
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
     ids=range(8),
