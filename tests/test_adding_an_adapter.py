@@ -1,0 +1,46 @@
+"""docs/adding-an-adapter.md tells the whole contract, and its code is code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bot.adapter import Adapter, Capabilities, Context, Inbound, Message, Page, WebhookAdapter
+from bot.errors import PlatformError
+
+PAGE = (Path(__file__).parent.parent / "docs" / "adding-an-adapter.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+METHODS = [
+    name
+    for kind in (Adapter, WebhookAdapter)
+    for name, value in vars(kind).items()
+    if callable(value) and name[0] != "_"
+]
+FIELDS = [field for kind in (Capabilities, Message, Page, Context, Inbound) for field in msgspec.structs.fields(kind)]
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"Settings"}))
+def test_every_method_of_the_contract_is_explained(method: str) -> None:
+    assert re.search(rf"`{method}\b|def {method}\(", PAGE)
+
+
+@pytest.mark.parametrize("field", sorted({field.name for field in FIELDS} - {"failure", "messages"}))
+def test_every_field_is_explained(field: str) -> None:
+    assert re.search(rf"\b{field}\b", PAGE)
+
+
+def test_every_failure_of_posting_is_explained() -> None:
+    def below(kind: type[PlatformError]) -> list[str]:
+        return [name for sub in kind.__subclasses__() for name in (sub.__name__, *below(sub))]
+
+    assert [name for name in below(PlatformError) if f"`{name}" not in PAGE] == []
+
+
+@pytest.mark.parametrize("block", CODE, ids=range(len(CODE)))
+def test_the_code_is_code(block: str) -> None:
+    ast.parse(textwrap.dedent(block))
