@@ -34,7 +34,7 @@ bench: .venv/.installed ## measure: from webhook to reply, and the parts on the 
 	@$(BIN)/python -m benchmarks
 
 needs:
-	@$(STAGE) "what the tests need" sh scripts/needs chromium fonts-noto-cjk postgresql
+	@$(STAGE) "what the tests need" sh scripts/needs chromium fonts-noto-cjk curl postgresql
 
 .venv/.runnable: pyproject.toml
 	@$(STAGE) "install into .venv (the first time: a minute)" sh scripts/venv postgres

@@ -22,6 +22,11 @@ def chromium() -> str:
     return _require("chromium", (os.environ.get("CHROMIUM", ""), *CHROMIUM))
 
 
+def curl() -> str:
+    """Return the path of curl."""
+    return _require("curl", ("curl",))
+
+
 def initdb() -> str:
     """Return the path of PostgreSQL's initdb; its siblings are beside it."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
