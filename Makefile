@@ -31,7 +31,7 @@ format: .venv/.installed ## put the code into its form
 	@$(BIN)/ruff format .
 
 bench: .venv/.installed ## measure: from webhook to reply, and the parts on the way
-	@$(BIN)/python -m benchmarks
+	@for file in benchmarks/[!_]*.py; do $(STAGE) $$file $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit; done
 
 needs:
 	@$(STAGE) "what the tests need" sh scripts/needs chromium fonts-noto-cjk curl postgresql
