@@ -353,6 +353,8 @@ class TelegramAdapter(WebhookAdapter[TelegramSettings]):
                 if not may_move(fields["chat_id"]):
                     raise
                 await self.context.state.set(f"moved/{fields['chat_id']}", str(error.to), MOVED_FOR)
+                if "message_id" in fields:  # of a message that stayed behind
+                    raise Refused(GONE[0]) from None
                 fields = fields | {"chat_id": error.to}
             except Refused as error:
                 fields = repaired(fields, page.plain, error)
