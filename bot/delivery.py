@@ -23,6 +23,7 @@ from bot.store import Draft
 log = structlog.get_logger()
 
 GATHER = 0.005  # seconds from the first words to the first post: an answer that comes at once is one post
+TYPING_AFTER = 0.2  # seconds: who is answered sooner needs no sign that somebody is typing
 BACKOFF = (0.5, 1.0, 2.0, 4.0)  # seconds between tries while the platform is unavailable
 PATIENCE = 60.0  # longest wait a platform may ask for while we stay; beyond it the reply is tried again later
 SPARE = "⤴"  # what a post shows that belonged to an interrupted, longer attempt
@@ -113,6 +114,7 @@ class Delivery:
     # -- while the model writes -----------------------------------------------------------------------------------
 
     async def _type(self, every: float) -> None:
+        await self._pause(TYPING_AFTER)
         while not self._ended.is_set() and not self.draft.posts:
             with contextlib.suppress(PlatformError):  # nobody misses it
                 await self._poster.typing(self.draft.chat)
@@ -149,7 +151,8 @@ class Delivery:
     async def _pause(self, seconds: float) -> None:
         """Wait, but not beyond the end of the reply."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
 
     # -- one page -------------------------------------------------------------------------------------------------
 

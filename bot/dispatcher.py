@@ -162,7 +162,8 @@ class Dispatcher:
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._look.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._look.wait()
         self._look.clear()
 
     # -- in the background ----------------------------------------------------------------------------------------

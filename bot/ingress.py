@@ -81,7 +81,8 @@ class Ingress:
             raise StoreUnavailable("shutting down")
         await adapter.verify(request)
         inbound = adapter.parse(request)
-        self._health.received(name)
+        if inbound.messages:
+            self._health.received(name)
         return await self.take(adapter, name, request, inbound)
 
     async def take(self, adapter: WebhookAdapter[Any], name: str, request: Request, inbound: Inbound) -> Response:

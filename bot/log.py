@@ -34,6 +34,7 @@ _pattern = re.compile("|".join(_SHAPES))
 _QUIET = {
     "openai": logging.INFO,
     "httpx": logging.WARNING,
+    "httpx2": logging.WARNING,
     "httpcore": logging.WARNING,
     "aiohttp.access": logging.CRITICAL,
 }

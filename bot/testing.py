@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import aiohttp
@@ -280,7 +280,7 @@ class AdapterPromises:
     """Subclass it in a test module; pytest (with pytest-asyncio in auto mode) runs the promises against the adapter."""
 
     adapter: ClassVar[type[AnyAdapter]]
-    settings: ClassVar[dict[str, object]] = {}
+    settings: ClassVar[Mapping[str, object]] = {}
     optional_secrets: ClassVar[bool] = False  # True for the few that are open to everybody on purpose
 
     def text_message(self) -> Request:

@@ -55,7 +55,8 @@ async def test_a_whole_answer_is_one_post(bench: Bench) -> None:
     assert bench.kinds == ["send"]
 
 
-async def test_a_growing_answer_is_begun_and_edited() -> None:
+async def test_a_growing_answer_is_begun_and_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.delivery.TYPING_AFTER", 0)
     async with context() as lent:
         bench = Bench(lent, draft())
         bench.delivery.start()

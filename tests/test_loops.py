@@ -29,6 +29,7 @@ LANYING = {
 
 async def slowly(turns: Sequence[Turn]) -> AsyncIterator[str]:
     """Answer in words, slowly enough to be seen growing."""
+    await asyncio.sleep(0.3)
     yield "You"
     for word in f"said {turns[-1].content} and here is the rest of it".split():
         yield f" {word}"
