@@ -115,9 +115,11 @@ class Dispatcher:
     def _begin(self, lane: Lane) -> None:
         task = asyncio.create_task(self._run(lane))
         self._lanes[lane.conversation] = task
+        metrics.WRITING.inc()
         task.add_done_callback(lambda ended: self._ended(lane.conversation, ended))
 
     def _ended(self, conversation: str, task: asyncio.Task[None]) -> None:
+        metrics.WRITING.dec()
         if self._lanes.get(conversation) is task:  # the next message may have begun a new one already
             del self._lanes[conversation]
         if self._backlog:

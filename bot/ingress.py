@@ -175,7 +175,7 @@ async def read(request: web.Request, path: str) -> Request:
         raise TooLarge(f"body over {LARGEST_BODY} bytes") from None
     except TimeoutError:
         raise Malformed("the body did not arrive in time") from None
-    except (web.RequestPayloadError, UnicodeDecodeError, ValueError) as error:
+    except (web.RequestPayloadError, ConnectionError, UnicodeDecodeError, ValueError) as error:
         raise Malformed(f"body: {type(error).__name__}") from None
     return Request(
         method=request.method,
