@@ -19,6 +19,7 @@ from bot.adapter import State
 from bot.errors import PlatformError, Refused, Throttled, Unauthorized, Unavailable
 
 T = TypeVar("T")
+REDIRECTS = 3  # of a download at most
 LONGEST_WAIT = 3600.0  # seconds; a platform that asks for more is asked again after this
 
 
@@ -174,19 +175,19 @@ class Client:
         Only hosts in `hosts` or `trusted` are asked ("files.example.com", or ".example.com" for all below it; the
         base URL's own host is always trusted). The `headers` (tokens) go to trusted hosts only. Raises PlatformError.
         """
-        own = urlsplit(self.base)
-        for _ in range(4):
-            parts = urlsplit(url)
-            own_host = (parts.scheme, parts.netloc) == (own.scheme, own.netloc)
-            secure = parts.scheme == "https" or own_host
-            trust = own_host or (secure and _matches(parts.hostname, trusted))
-            if not trust and not (secure and _matches(parts.hostname, hosts)):
+        for _ in range(REDIRECTS + 1):
+            trust = self._trusts(url, trusted)
+            if not trust and not _secure_host(url, hosts):
                 raise Refused("the file lies on a host that is not allowed")
             answer = await self._fetch(url, limit, headers if trust else None)
             if isinstance(answer, bytes):
                 return answer
-            url = urljoin(url, answer)
+            url = _join(url, answer)
         raise Refused("too many redirects")
+
+    def _trusts(self, url: str, trusted: tuple[str, ...]) -> bool:
+        """Whether a token may go there: to the API's own origin, or to a trusted host by https."""
+        return _origin(url) == _origin(self.base) or _secure_host(url, trusted)
 
     async def _fetch(self, url: str, limit: int, headers: Mapping[str, str] | None) -> bytes | str:
         """Return the file, or where it is redirected to."""
@@ -208,8 +209,26 @@ class Client:
             raise Unavailable(f"the file could not be fetched ({type(error).__name__})") from None
 
 
-def _matches(host: str | None, allowed: tuple[str, ...]) -> bool:
-    return bool(host) and any(host == name or (name[:1] == "." and str(host).endswith(name)) for name in allowed)
+def _origin(url: str) -> tuple[str, str]:
+    """Return scheme and host:port, ("", "") for what is no URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "", ""
+    return parts.scheme, parts.netloc
+
+
+def _secure_host(url: str, allowed: tuple[str, ...]) -> bool:
+    scheme, netloc = _origin(url)
+    host = netloc.removesuffix(":443")
+    return scheme == "https" and any(host == name or (name[:1] == "." and host.endswith(name)) for name in allowed)
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise Refused("redirected to what is no URL") from None
 
 
 async def shared_token(
