@@ -37,13 +37,25 @@ class Magpie:
 
     def __init__(self, config: Config, *, model: Model | None = None, store: Store | None = None) -> None:
         self.config = config
+        bot = config.bot
         self.owner = secrets.token_hex(8)
-        self.store = store or open_store(config.bot.database_url)
+        self.store = store or open_store(bot.database_url)
         self.model = model or create(config.model)
         self.health = Health(self.store)
         self.adapters: dict[str, AnyAdapter] = {one.instance: self._adapter(one) for one in config.instances}
-        self.turns = Turns(self.store, self.model, self.adapters, config.bot, self.owner, self.health)
-        self.port = config.bot.port
+        self.turns = Turns(self.store, self.model, self.adapters, bot, self.owner, self.health)
+        self.dispatcher = Dispatcher(
+            self.store,
+            self.turns,
+            self.health,
+            owner=self.owner,
+            instances=list(self.adapters),
+            places=bot.max_concurrent,
+            per_minute=bot.user_messages_per_minute,
+            shared_groups=bot.group_memory == "chat",
+        )
+        self.ingress = Ingress(self.store, self.dispatcher, self.adapters, self.health, bot.language)
+        self.port = bot.port
         self._listening: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
         self._probed = 0.0
@@ -64,19 +76,7 @@ class Magpie:
 
     async def start(self, http: bool = True) -> None:
         """Open the store, listen, then start the adapters and take up what waits."""
-        bot = self.config.bot
         await self.store.open()
-        self.dispatcher = Dispatcher(
-            self.store,
-            self.turns,
-            self.health,
-            owner=self.owner,
-            instances=list(self.adapters),
-            places=bot.max_concurrent,
-            per_minute=bot.user_messages_per_minute,
-            shared_groups=bot.group_memory == "chat",
-        )
-        self.ingress = Ingress(self.store, self.dispatcher, self.adapters, self.health, bot.language)
         if http:
             await self._serve()
         await asyncio.gather(*(adapter.start() for adapter in self.adapters.values()))

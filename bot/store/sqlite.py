@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import itertools
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -119,6 +118,7 @@ class SQLiteStore:
         self.path = path
         self.bus = Bus()
         self._clock = itertools.count(time.time_ns() // 1000)  # order of arrival, growing over restarts
+        self._writer: Writer | None = None
         self._reader: sqlite3.Connection | None = None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="magpie-read")
         self._lock: IO[str] | None = None
@@ -129,7 +129,11 @@ class SQLiteStore:
         if self.path == ":memory:":
             self._temporary = TemporaryDirectory(prefix="magpie-")
             self.path = f"{self._temporary.name}/magpie.db"
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            self._lock = Path(f"{self.path}.lock").open("a")  # noqa: SIM115 - held as long as the process lives
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path}: {error.strerror}") from None
         self._writer = Writer(self._connect)
         await self._writer.submit(_migrate)
         self._reader = await self._read_in_thread(lambda: self._connect())
@@ -138,7 +142,8 @@ class SQLiteStore:
 
     async def close(self) -> None:
         """Finish what was submitted, then close the file."""
-        await self._writer.close()
+        if self._writer is not None:
+            await self._writer.close()
         if self._reader is not None:
             await self._read_in_thread(self._reader.close)
         self._reading.shutdown()
@@ -157,16 +162,15 @@ class SQLiteStore:
 
     def _alone(self) -> bool:
         """Whether no other process serves this file; its leases then belong to nobody who is alive."""
-        self._lock = Path(f"{self.path}.lock").open("w")  # noqa: SIM115 - held as long as the process lives
+        assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
         return True
 
     async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        assert self._writer is not None
         return await self._writer.submit(operation)
 
     async def _read_in_thread(self, function: Callable[[], T]) -> T:
