@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from bot.adapter import Chat, Message, Post, State, Turn
-from bot.errors import MagpieError
+from bot.errors import ConfigError, MagpieError
 
 LEASE = 30.0  # seconds a lane stays with its owner without being extended
 BATCH = 32  # messages answered together at most; the rest of a flood comes next
@@ -218,6 +218,4 @@ def open_store(url: str) -> Store:
         from bot.store.sqlite import SQLiteStore
 
         return SQLiteStore(url.removeprefix("sqlite:///"))
-    from bot.store.postgres import PostgresStore
-
-    return PostgresStore(url)
+    raise ConfigError(["BOT_DATABASE_URL: PostgreSQL comes with the next version; use sqlite:///data/magpie.db"])
