@@ -131,7 +131,7 @@ class SQLiteStore:
             self.path = f"{self._temporary.name}/magpie.db"
         try:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self._lock = Path(f"{self.path}.lock").open("a")  # noqa: SIM115 - held as long as the process lives
+            self._lock = Path(f"{self.path}.lock").open("a")  # noqa: SIM115, ASYNC230 - held as long as the process lives
         except OSError as error:
             raise StoreUnavailable(f"{self.path}: {error.strerror}") from None
         self._writer = Writer(self._connect)
