@@ -75,13 +75,13 @@ async def test_a_failure_before_the_first_word_is_tried_again(
     llmock: LLMock, models: Models, api: str, fault: str
 ) -> None:
     if fault.isdecimal():
-        llmock.fail(int(fault))
+        llmock.fail(int(fault), retry_after=0.05)
     else:
         getattr(llmock, fault)(after_chunks=1)
     llmock.reply(LONG, times=None)
     assert await read(models.make(llmock.base_url(), api=api).ask(QUESTION)) == LONG
     assert len(llmock.requests) == 2
-    llmock.assert_resilient(strict=True)
+    llmock.assert_resilient(strict=fault != "corrupt")  # it may still be writing the first answer when we are back
 
 
 @APIS
@@ -154,7 +154,8 @@ async def test_an_outage_ends_after_three_tries(llmock: LLMock, models: Models) 
 
 @pytest.mark.parametrize("status", [503, 404, 400])
 async def test_the_fallback_models_are_asked_in_order(llmock: LLMock, models: Models, status: int) -> None:
-    llmock.fail(status, times=None, model="main").fail(status, times=None, model="second")
+    for model in ("main", "second"):
+        llmock.fail(status, times=None, model=model, retry_after=0.05)
     llmock.reply("third", times=None)
     completion = models.make(llmock.base_url(), fallback_models=("second", "third")).ask(QUESTION)
     assert await read(completion) == "third"
@@ -165,7 +166,7 @@ async def test_the_fallback_models_are_asked_in_order(llmock: LLMock, models: Mo
 
 
 async def test_the_first_failure_is_raised_when_no_model_answers(llmock: LLMock, models: Models) -> None:
-    llmock.fail(404, model="other", times=None).outage()
+    llmock.fail(404, model="other", times=None).fail(503, times=None, retry_after=0.05)
     with pytest.raises(errors.Overloaded):
         await read(models.make(llmock.base_url(), fallback_models=("other",)).ask(QUESTION))
 
@@ -178,7 +179,7 @@ async def test_too_long_is_raised_at_once(llmock: LLMock, models: Models) -> Non
 
 
 async def test_a_model_that_keeps_failing_is_asked_last(llmock: LLMock, models: Models) -> None:
-    llmock.fail(503, times=None, model="main")
+    llmock.fail(503, times=None, model="main", retry_after=0.05)
     llmock.reply("other", times=None)
     model = models.make(llmock.base_url(), fallback_models=("other",))
     for _ in range(breaker.FAILURES):
@@ -189,7 +190,7 @@ async def test_a_model_that_keeps_failing_is_asked_last(llmock: LLMock, models: 
 
 
 async def test_an_open_breaker_leaves_something_to_try(llmock: LLMock, models: Models) -> None:
-    llmock.fail(503, times=breaker.FAILURES)
+    llmock.fail(503, times=breaker.FAILURES, retry_after=0.05)
     llmock.reply("back", times=None)
     model = models.make(llmock.base_url())
     for _ in range(2):
@@ -308,6 +309,15 @@ async def test_comments_are_no_answer(server: ModelServer, models: Models) -> No
         await read(models.make(server.url, timeout=0.3).ask(QUESTION))
 
 
+async def test_a_slow_reader_is_no_silence_of_the_model(server: ModelServer, models: Models) -> None:
+    server.say(Say(blocks=[chunk("Once "), None, chunk("upon"), chunk(finish="stop"), DONE]))
+    texts = aiter(models.make(server.url, timeout=0.2).ask(QUESTION))
+    assert await anext(texts) == "Once "
+    await asyncio.sleep(0.5)  # longer than the time limit, which is the point
+    server.seen.set()
+    assert [text async for text in texts] == ["upon"]
+
+
 async def test_an_empty_answer_is_asked_for_once_more(server: ModelServer, models: Models) -> None:
     empty = Say(blocks=[chunk(""), chunk(finish="stop"), usage(prompt_tokens=7, completion_tokens=1), DONE])
     server.say(empty, chat("Hello"))
@@ -390,7 +400,7 @@ async def test_an_endless_event_is_not_kept(
 
 async def test_redirects_are_not_followed(server: ModelServer, models: Models) -> None:
     server.say(Say(307, headers={"Location": server.url + "/elsewhere"}))
-    with pytest.raises(errors.BadRequest):
+    with pytest.raises(errors.NoSuchModel, match="redirects"):
         await read(models.make(server.url).ask(QUESTION))
     assert len(server.asked) == 1
 

@@ -55,7 +55,7 @@ SAID: list[tuple[int, Any, type[errors.ModelError]]] = [
     (502, "<html>Bad gateway</html>", errors.Overloaded),
     (529, said("Overloaded", type="overloaded_error"), errors.Overloaded),
     (500, said("This model's billing service is down"), errors.Overloaded),
-    (307, "", errors.BadRequest),
+    (307, "", errors.NoSuchModel),
     (400, {"error": "model requires more system memory"}, errors.BadRequest),  # Ollama
     (400, [said("list", code=400)], errors.BadRequest),  # Google
 ]

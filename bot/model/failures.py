@@ -61,6 +61,8 @@ def read_response(status: int, headers: Mapping[str, str], body: bytes) -> Fault
         value = None  # a proxy's page: the status has to do
     fault = read_error(value)
     fault.status = status
+    if 300 <= status < 400:
+        fault.message = "the server redirects elsewhere, which is not followed"
     fault.retry_after = _pause(headers)
     return fault
 
@@ -182,6 +184,7 @@ _BY_WORDS: tuple[tuple[range, re.Pattern[str], type[ModelError]], ...] = (
 )
 _BY_STATUS: dict[int, type[ModelError]] = {
     0: Overloaded,  # a stream broke with words we do not know
+    **dict.fromkeys(range(300, 400), NoSuchModel),
     401: BadKey,
     402: QuotaSpent,
     403: BadKey,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -51,6 +52,7 @@ class Stream:
         self._rest = b""  # an event whose end has not come yet
         self._whole: bool | None = None  # one JSON object and no events: the server does not stream
         self._opening = Opening()
+        self._watch = Watch(response.close)
         self._size = 0  # bytes of text received
         self._shown = False
         self._failure: ModelError | None = None  # met behind text that was handed out
@@ -85,20 +87,21 @@ class Stream:
     async def close(self) -> None:
         """Close the connection, or hand it back when everything was read."""
         self._over = True
+        self._watch.stop()
         await self._response.close()
 
     async def _next(self, deadline: float) -> bytes:
+        self._watch.set(deadline)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await self._response.read()
-        except TimeoutError:
-            if self._reader.finish:
-                return b""
-            raise TimedOut(f"silent for {self._timeout:g} s") from None
+            return await self._response.read()
         except Broken as error:
             if self._reader.finish:
                 return b""
+            if self._watch.fired:
+                raise TimedOut(f"silent for {self._timeout:g} s") from None
             raise Interrupted(f"the connection broke in the middle ({error})") from None
+        finally:
+            self._watch.rest()
 
     def _take(self, data: bytes) -> str:
         """Return the text that is complete with `data`; b"" is the end."""
@@ -154,6 +157,46 @@ class Stream:
         if reader.finish == "length":
             return BadRequest("the token limit was used up before the first visible word")
         return EmptyAnswer("an empty answer")
+
+
+class Watch:
+    """Ends a read that takes too long, by `end`.
+
+    One timer serves the whole answer: a new one for each read (`asyncio.timeout`) would cost more than the parsing.
+    """
+
+    def __init__(self, end: Callable[[], Coroutine[None, None, None]]) -> None:
+        self.fired = False
+        self._end = end
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    def set(self, deadline: float) -> None:
+        """Fire at this time of the loop's clock."""
+        self._deadline = deadline
+        if self._timer is None or deadline < self._timer.when():
+            self.stop()
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._look)
+
+    def rest(self) -> None:
+        """Do not fire until the next `set`."""
+        self._deadline = math.inf
+
+    def stop(self) -> None:
+        """Let go of the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._deadline > asyncio.get_running_loop().time():
+            if self._deadline < math.inf:
+                self.set(self._deadline)
+            return
+        self.fired = True
+        self._ending = asyncio.create_task(self._end())
 
 
 class Opening:
