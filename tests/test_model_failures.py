@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bot import errors
 from bot.model.failures import LONGEST_MESSAGE, Fault, classify, read_error, read_response, redact
@@ -116,3 +118,21 @@ def test_a_key_in_the_code_is_hidden_too() -> None:
 @pytest.mark.parametrize("value", [None, 7, [], {}, {"error": None}, {"error": {"message": {"a": 1}}}, {"detail": [1]}])
 def test_any_shape_is_read(value: Any) -> None:
     assert isinstance(classify(read_error(value)), errors.ModelError)
+
+
+NAMES = st.sampled_from(["error", "message", "code", "type", "param", "detail", "loc", "msg", "error_msg"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_any_json_is_read(value: Any) -> None:
+    assert isinstance(classify(read_error(value)), errors.ModelError)
+
+
+@given(st.integers(300, 599), st.binary())
+def test_any_body_is_read(status: int, body: bytes) -> None:
+    assert isinstance(classify(read_response(status, {"retry-after": "soon"}, body)), errors.ModelError)

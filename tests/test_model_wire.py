@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bot import errors
 from bot.adapter import Turn
@@ -15,9 +17,10 @@ from bot.model import Picture, Usage
 from bot.model.chat import CHAT
 from bot.model.client import FORMATS, OpenAIModel, is_openai
 from bot.model.completions import COMPLETIONS, labels, prompt
-from bot.model.failures import Fault
+from bot.model.failures import Fault, classify
 from bot.model.parameters import OPTIONAL, Parameters
 from bot.model.responses import RESPONSES
+from bot.model.stream import Stream
 from bot.model.wire import Format, Question
 from tests.model_server import (
     DONE,
@@ -329,6 +332,56 @@ async def test_parts_of_thought_are_not_shown(server: ModelServer, models: Model
     thought = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Hi"}]
     server.say(Say(blocks=[chunk(content=thought), chunk(finish="stop")]))
     assert await read(models.make(server.url).ask(QUESTION)) == "Hi"
+
+
+PIECES = [
+    b"data: ",
+    b"data:",
+    b"\n\n",
+    b"\r\n",
+    b": comment\n",
+    b"[DONE]",
+    b'{"choices": [',
+    b"]}",
+    b'{"delta": {"content": "Hi"}, "finish_reason": null}',
+    b'{"finish_reason": "stop"}',
+    b'{"error": {"code": 429}}',
+    b'{"type": "response.output_text.delta", "delta": "Hi"}',
+    b'{"type": "response.completed", "response": {"status": "completed"}}',
+    b'{"type": "error"}',
+    b"null",
+    "喜".encode(),
+]
+BLOCKS = st.lists(st.lists(st.sampled_from(PIECES) | st.binary(), min_size=1).map(b"".join))
+
+
+class Recorded:
+    """A response whose blocks are known."""
+
+    def __init__(self, blocks: list[bytes]) -> None:
+        self._blocks = iter([block for block in blocks if block])
+
+    async def read(self) -> bytes:
+        return next(self._blocks, b"")
+
+    async def close(self) -> None:
+        pass
+
+
+@given(blocks=BLOCKS, api=st.sampled_from(sorted(FORMATS)))
+async def test_any_bytes_end_in_an_answer_or_a_model_error(blocks: list[bytes], api: str) -> None:
+    reader = FORMATS[api].reader()
+    stream = Stream(Recorded(blocks), reader, timeout=60, since=0, prompt=1, classify=classify)
+    text = ""
+    try:
+        while more := await stream.read():
+            text += more
+        assert text
+        assert stream.finish
+    except errors.ModelError:
+        pass
+    await stream.close()
+    assert stream.usage().completion >= 0
 
 
 # --- what a server refuses ---

@@ -97,8 +97,13 @@ def _validation(detail: Any) -> str:
     """Render what FastAPI servers (vLLM, SGLang) say: [{"loc": ["body", "stream_options"], "msg": "..."}]."""
     if not isinstance(detail, list):
         return _text(detail)
-    entries = [entry for entry in detail if isinstance(entry, dict)]
-    return "; ".join(f"{'.'.join(map(_text, entry.get('loc') or ()))}: {_text(entry.get('msg'))}" for entry in entries)
+    return "; ".join(
+        f"{_place(entry.get('loc'))}: {_text(entry.get('msg'))}" for entry in detail if isinstance(entry, dict)
+    )
+
+
+def _place(loc: Any) -> str:
+    return ".".join(map(_text, loc)) if isinstance(loc, list) else _text(loc)
 
 
 def _pause(headers: Mapping[str, str]) -> float | None:

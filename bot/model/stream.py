@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from bot.errors import BadRequest, ContentRefused, Interrupted, ModelError, TimedOut
 from bot.model.contract import Usage, tokens_of, utf8_size
 from bot.model.failures import Broken, Fault
-from bot.model.wire import Reader
-
-if TYPE_CHECKING:
-    from bot.model.transport import Response
+from bot.model.wire import Reader, Source
 
 GRACE = 2.0  # seconds to wait for the usage and the end of the connection once the answer is complete
 LONGEST_EVENT = 16 * 1024 * 1024  # bytes
@@ -35,7 +31,7 @@ class Stream:
 
     def __init__(
         self,
-        response: Response,
+        response: Source,
         reader: Reader,
         *,
         timeout: float,

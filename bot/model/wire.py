@@ -41,6 +41,16 @@ class Reader(Protocol):
         """Return the text an event brings. Raises Fault; msgspec.MsgspecError when it is malformed."""
 
 
+class Source(Protocol):
+    """The body of a response as it comes."""
+
+    async def read(self) -> bytes:
+        """Return what one read of the network brought, b"" at the end. Raises Broken."""
+
+    async def close(self) -> None:
+        """Let go of it; a read that waits ends with Broken."""
+
+
 class Format(NamedTuple):
     """One of a server's APIs."""
 
