@@ -19,7 +19,7 @@ install: .venv/.installed ## make .venv with everything in it, tools for develop
 
 test: needs check ## everything: format, lint, types, all tests
 	@echo "== tests"
-	@$(BIN)/pytest -rs
+	@$(BIN)/pytest -rfEs
 
 check: .venv/.installed ## format, lint and types, without the tests
 	@$(STAGE) format $(BIN)/ruff format --check --quiet .
