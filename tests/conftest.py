@@ -1,0 +1,8 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("magpie", deadline=None)  # a busy machine is no failure
+settings.load_profile("magpie")
