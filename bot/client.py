@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
@@ -71,6 +72,14 @@ def http_failure(reply: Reply) -> PlatformError | None:
     return Refused(f"HTTP {reply.status}", reply.status)
 
 
+def environment_proxy(url: str) -> str | None:
+    """Return the proxy that the environment (HTTPS_PROXY, NO_PROXY ...) prescribes for a URL, None for none."""
+    parts = urlsplit(url)
+    if not parts.hostname or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
+
+
 class Client:
     """Calls one platform's HTTP API.
 
@@ -101,7 +110,7 @@ class Client:
                 connector=aiohttp.TCPConnector(limit=512, limit_per_host=0, keepalive_timeout=60),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=self.timeout,
-                json_serialize=lambda value: msgspec.json.encode(value).decode(),
+                proxy=environment_proxy(self.base),
             )
         return self._session
 

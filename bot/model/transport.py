@@ -1,99 +1,112 @@
-"""HTTP to the model's server through the `openai` SDK's client; the only file that knows it.
+"""HTTP to the model's server: the `openai` SDK says where to and with which headers, aiohttp carries it.
 
-The SDK's low-level `post` keeps its authentication, base URL and error classes, but not its cost: the ready-made
-methods transform every message of the history in Python, and every chunk of a stream becomes a pydantic object.
-Importing this file takes longer than everything else at start, so it is done in a thread (see client.py).
+The SDK's client knows the base URL, the authentication and the headers of its vendor. Its request methods are not
+used for answers: each costs more than everything else Magpie does for a message, most of it for building again what
+is the same every time. Importing the SDK takes longer than everything else at start, so it is done in a thread (see
+client.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 
 import aiohttp
-import httpx2  # what the SDK is built on
 import openai
 
+from bot.client import environment_proxy
 from bot.config import ModelSettings
-from bot.model.failures import Broken, Fault, read_response
+from bot.model.failures import Broken, read_response
 
 OPENAI = "https://api.openai.com/v1"
 CONNECT_TIMEOUT = 10.0  # seconds, for DNS, TCP and TLS together
-CONNECTIONS = 10_000  # the number of answers is limited elsewhere (BOT_MAX_CONCURRENT)
 KEEP_ALIVE = 30.0  # seconds an idle connection is kept
-FAILURES = (openai.APIError, httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError, OSError)
+LARGEST_ERROR = 65536  # bytes of an error's body that are read
+FAILURES = (aiohttp.ClientError, OSError, ValueError)
 
 
 class Response:
     """The body of a successful answer, as it comes."""
 
-    def __init__(self, raw: httpx2.Response) -> None:
-        self.content_type = raw.headers.get("content-type", "").lower()
-        self._raw = raw
-        encoded = raw.headers.get("content-encoding", "identity") != "identity"
-        self._blocks: AsyncIterator[bytes] = raw.aiter_bytes() if encoded else raw.aiter_raw()
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self.content_type = answer.content_type.lower()
+        self._answer = answer
 
     async def read(self) -> bytes:
         """Return what one read of the network brought, b"" at the end. Raises Broken."""
         try:
-            return await anext(self._blocks, b"")
+            return await self._answer.content.readany()
         except FAILURES as error:
             raise Broken(_cause(error)) from None
 
     async def close(self) -> None:
         """Close the connection, or hand it back when the body was read to its end."""
-        with contextlib.suppress(*FAILURES):  # it is gone either way
-            await self._raw.aclose()
+        self._answer.release() if self._answer.content.at_eof() else self._answer.close()
 
 
 class Transport:
-    """The connection pool to one server. Close it: a client dropped open can stall the others of its event loop."""
+    """The connection pool to one server."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        limits = httpx2.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEP_ALIVE)
-        timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT, pool=CONNECT_TIMEOUT)  # silence is the stream's matter
-        # Redirects are not followed: the key goes to the configured server and nowhere else.
-        http = openai.DefaultAioHttpClient(limits=limits, timeout=timeout, follow_redirects=False)
-        self._client = openai.AsyncOpenAI(
-            api_key="one of several, set for each request",
-            base_url=settings.base_url or OPENAI,
-            max_retries=0,
-            timeout=timeout,
-            http_client=http,
-        )
+        base = settings.base_url or OPENAI
+        self._client = openai.AsyncOpenAI(api_key="one of several, set for each request", base_url=base)
+        self._base = str(self._client.base_url).rstrip("/")
+        self._headers: dict[str, Mapping[str, str]] = {}  # by key
+        self._proxy = environment_proxy(base)
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The connection pool, opened in the loop that uses it."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # How many answers are written at once is limited elsewhere (BOT_MAX_CONCURRENT).
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT),  # silence is the stream's matter
+                proxy=self._proxy,
+            )
+        return self._session
 
     async def post(self, path: str, body: bytes, key: str) -> Response:
         """Send one request. Raises Fault when the server refuses it, Broken when it cannot be reached."""
-        stream: bool = True
-        try:
-            raw: httpx2.Response = await self._client.post(
-                path, cast_to=httpx2.Response, content=body, options={"headers": _authorization(key)}, stream=stream
-            )
-        except FAILURES as error:
-            raise _failure(error) from None
-        return Response(raw)
+        return Response(await self._request("POST", path, key, body))
 
     async def get(self, path: str, key: str) -> bytes:
         """Fetch a small document. Raises Fault and Broken."""
+        answer = await self._request("GET", path, key)
         try:
-            raw = await self._client.get(path, cast_to=httpx2.Response, options={"headers": _authorization(key)})
+            return await answer.read()
         except FAILURES as error:
-            raise _failure(error) from None
-        return raw.content
+            raise Broken(_cause(error)) from None
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
         await self._client.close()
 
+    async def _request(self, method: str, path: str, key: str, body: bytes | None = None) -> aiohttp.ClientResponse:
+        try:
+            # Redirects are not followed: the key goes to the configured server and nowhere else.
+            answer = await self.session.request(
+                method, self._base + path, data=body, headers=self._headers_for(key), allow_redirects=False
+            )
+            if answer.status < 300:
+                return answer
+            with contextlib.closing(answer):
+                text = await answer.content.read(LARGEST_ERROR)
+        except FAILURES as error:
+            raise Broken(_cause(error)) from None
+        raise read_response(answer.status, answer.headers, text)
 
-def _authorization(key: str) -> dict[str, str | openai.Omit]:
-    return {"Authorization": f"Bearer {key}" if key else openai.Omit()}
-
-
-def _failure(error: Exception) -> Fault | Broken:
-    if isinstance(error, openai.APIStatusError):
-        return read_response(error.status_code, error.response.headers, error.response.content)
-    return Broken(_cause(error))
+    def _headers_for(self, key: str) -> Mapping[str, str]:
+        """Let the SDK write the headers of a key, once."""
+        if key not in self._headers:
+            client = self._client.with_options(api_key=key or "none")
+            written = {**client.default_headers, **(client.auth_headers if key else {})}
+            self._headers[key] = {name: value for name, value in written.items() if isinstance(value, str)}
+        return self._headers[key]
 
 
 def _cause(error: BaseException) -> str:
