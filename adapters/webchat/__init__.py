@@ -2,6 +2,7 @@
 
 POST ""             one message, {"id", "text", "locale"}: the webhook, stored and answered by the core
 POST /session       a visitor's token: HttpOnly cookie, or in the answer for a page inside another site
+GET  /session       does the browser send the cookie?
 GET  /events        server-sent events: answers while they are written (frames.py)
 GET  /history       the last turns of the visitor's conversation
 GET  /embed         may the asking site show the page? (for widget.js)
@@ -193,6 +194,7 @@ class WebchatAdapter(WebhookAdapter[WebchatSettings]):
             ("GET", "/home"): self._page_with(f"webhooks/{self.context.instance}/"),
             ("GET", "/page"): self._page_with(""),
             ("POST", "/session"): self._session,
+            ("GET", "/session"): self._known_session,
             ("GET", "/events"): self._events,
             ("GET", "/history"): self._history,
             ("GET", "/embed"): self._embed,
@@ -228,6 +230,10 @@ class WebchatAdapter(WebhookAdapter[WebchatSettings]):
         token = await self._visitors.token(visitor)
         answer = {"new": not visitor, **({"token": token} if embed else {})}
         return Response.json(answer, headers={**PRIVATE, "Set-Cookie": self._cookie(request, token, embed)})
+
+    async def _known_session(self, request: Request) -> Response:
+        """Tell a page whether the browser sends us the cookie."""
+        return Response.json({"known": bool(await self._known(request))}, headers=PRIVATE)
 
     def _cookie(self, request: Request, token: str, embed: bool) -> str:
         secure = request.header("origin").startswith("https://")  # the browser's view, whatever proxies are between

@@ -34,29 +34,29 @@ async function call(path, { method = "GET", body, signal = AbortSignal.timeout(P
   throw new Refusal(problem.error?.code, answer.status, Number(answer.headers.get("Retry-After")) || 0);
 }
 
-// Become a visitor, or stay the one we are. Returns whether we are new.
-export async function enter() {
-  const session = await (await call("session", { method: "POST", body: { embed: embedded } })).json();
-  if (session.token && !(await cookieWorks())) {
-    token = session.token;
-    remember("token", token);
-  }
-  return session.new;
+let entering = null;
+
+// Become a visitor, or stay the one we are. Returns whether we are new. Everything else waits for it.
+export function enter() {
+  entering ??= session().finally(() => (entering = null));
+  return entering;
 }
 
-async function cookieWorks() {
-  try {
-    await call("history", { auth: null });
-    return true;
-  } catch (error) {
-    if (error.status === 401) return false;
-    throw error;
+async function session() {
+  const given = await (await call("session", { method: "POST", body: { embed: embedded } })).json();
+  if (given.token && !(await cookieWorks())) {
+    token = given.token;
+    remember("token", token);
   }
+  return given.new;
 }
+
+const cookieWorks = async () => (await (await call("session", { auth: null })).json()).known;
 
 // Run a call; when the session has run out, begin a new one and try once more.
 async function asVisitor(run) {
   try {
+    await entering;
     return await run();
   } catch (error) {
     if (error.status !== 401) throw error;

@@ -28,6 +28,8 @@ const stream = new Stream(onFrame, onConnection);
 
 const commands = new Map(); // message id -> command
 const gone = new Set(); // ids of messages and answers before a new conversation
+const settled = new Set(); // ids of messages that the history holds, with their answers
+const inFlight = new Set(); // ids of messages being posted
 let waiting = 0; // timer of the dots
 let queue = null; // frames that come while the history is loaded
 
@@ -39,26 +41,33 @@ function submit(text) {
   const name = COMMANDS[text.toLowerCase().replace("／", "/")];
   if (name) return order(name);
   const id = newId();
+  outbox.put(id, text, conversation.count(text));
   conversation.question(id, text);
   return deliver(id, text);
 }
 
 // Post a message. The same id may be posted again and again: the bot answers it once.
 async function deliver(id, text) {
-  const question = conversation.get(id);
-  outbox.put(id, text, false);
-  question.mark("sending");
+  inFlight.add(id);
+  conversation.get(id).mark("sending");
   refresh();
   scroll.toEnd(true);
   try {
     await post({ id, text, locale: language() });
-    if (conversation.get(id) !== question) return; // a new conversation began meanwhile
-    outbox.put(id, text, true);
-    question.mark("sent");
-    if (!conversation.growing) setWaiting(true);
+    delivered(id);
   } catch (error) {
-    failed(error, () => question.mark("failed", error.code));
+    failed(error, () => conversation.get(id)?.mark("failed", error.code));
+  } finally {
+    inFlight.delete(id);
   }
+}
+
+function delivered(id) {
+  outbox.sent(id);
+  const question = conversation.get(id);
+  if (question?.node.dataset.state !== "sending") return; // its answer, or a new conversation, was faster
+  question.mark("sent");
+  if (!conversation.growing) setWaiting(true);
 }
 
 // Post a command. Returns whether it was taken.
@@ -96,8 +105,9 @@ function obeyed(name) {
 }
 
 function forget() {
-  for (const id of [...conversation.ids, ...outbox.all.map((one) => one.id)]) gone.add(id);
-  outbox.clear();
+  const ids = [...conversation.ids, ...outbox.all.map((one) => one.id)];
+  ids.forEach((id) => gone.add(id));
+  outbox.drop(ids);
   conversation.clear();
   conversation.announce(say("cleared"));
   setWaiting(false);
@@ -105,8 +115,7 @@ function forget() {
 }
 
 function again() {
-  const last = conversation.lastAnswer;
-  if (last) conversation.remove(last.node.dataset.id);
+  conversation.removeLastAnswer();
   setWaiting(true);
   scroll.toEnd(true);
 }
@@ -124,7 +133,7 @@ function onFrame(frame) {
 function onQuestion(frame) {
   const text = assembler.take({ ...frame, last: true });
   const command = COMMANDS[text?.trim().toLowerCase()];
-  if (text === null || conversation.get(frame.id) || commands.has(frame.id) || gone.has(frame.id)) return;
+  if (text === null || [conversation, commands, gone, settled].some((known) => known.has(frame.id))) return;
   if (command) {
     commands.set(frame.id, command);
     obeyed(command);
@@ -137,6 +146,10 @@ function onQuestion(frame) {
 function onAnswer(frame) {
   const text = assembler.take(frame);
   if (text === null || gone.has(frame.id) || gone.has(frame.to)) return;
+  if (settled.has(frame.to) && !frame.failure) {
+    setWaiting(false);
+    return;
+  }
   const command = commands.get(frame.to);
   if (command === "stop" || command === "reset") replied(command, text, frame);
   else grow(text, frame);
@@ -152,7 +165,11 @@ function replied(command, text, frame) {
 }
 
 function grow(text, { id, last, failure, to }) {
-  if (!conversation.get(id)) settle(to);
+  if (!conversation.has(id)) settle();
+  if (commands.get(to) === "retry") {
+    conversation.removeLastAnswer(); // once more: a reload of the history may have brought it back
+    commands.delete(to);
+  }
   setWaiting(false);
   conversation.answer(id, text, { last, failure });
   if (last) outbox.answered(to);
@@ -161,7 +178,9 @@ function grow(text, { id, last, failure, to }) {
 
 // An answer begins: its questions need no mark any more.
 function settle() {
-  for (const node of document.querySelectorAll(".question[data-state=sent]")) conversation.get(node.dataset.id)?.mark("");
+  for (const node of document.querySelectorAll(".question:is([data-state=sent], [data-state=sending])")) {
+    conversation.get(node.dataset.id).mark("");
+  }
 }
 
 // -- the history, at the beginning and after a lost connection
@@ -188,9 +207,10 @@ function show(turns) {
     conversation.clear();
     turns.forEach(({ role, text }, index) => past(role, text, `past-${index}`));
   }
+  setWaiting(false);
   unanswered(turns);
   const finished = growing && turns.at(-1)?.role === "assistant" && turns.at(-1).text.startsWith(growing.text.trimEnd());
-  if (growing && !finished && !conversation.get(growing.node.dataset.id)) {
+  if (growing && !finished && !conversation.has(growing.node.dataset.id)) {
     conversation.answer(growing.node.dataset.id, growing.text);
   }
   scroll.toEnd();
@@ -209,11 +229,16 @@ function past(role, text, id) {
 
 // Show messages that are not in the history: they wait for their answer, or never left this page.
 function unanswered(turns) {
-  const asked = new Set(turns.filter((turn) => turn.role === "user").map((turn) => turn.text.trim()));
-  for (const { id, text, sent } of outbox.all) {
-    if (sent && asked.has(text.trim())) outbox.drop(id);
-    else if (!conversation.get(id)) conversation.question(id, text).mark(sent ? "sent" : "failed");
-    if (sent && !asked.has(text.trim())) setWaiting(true);
+  const asked = (text) => turns.filter((turn) => turn.role === "user" && turn.text.trim() === text.trim()).length;
+  for (const { id, text, sent, same } of outbox.all) {
+    if (asked(text) > same) {
+      settled.add(id);
+      outbox.drop([id]);
+      continue;
+    }
+    const state = sent ? "sent" : inFlight.has(id) ? "sending" : "failed";
+    if (!conversation.has(id)) conversation.question(id, text).mark(state);
+    if (sent) setWaiting(true);
   }
 }
 
@@ -274,7 +299,7 @@ const ACTIONS = {
     const { id } = node.closest(".question").dataset;
     deliver(id, conversation.get(id).text);
   },
-  copy: (node) => copy(node, conversation.get(node.closest(".answer").dataset.id).text),
+  copy: (node) => copy(node, conversation.get(node.closest(".answer").dataset.id).text.trim()),
   "copy-code": (node) => copy(node, node.closest(".code").querySelector("code").textContent),
 };
 
@@ -323,7 +348,7 @@ async function begin() {
   if (matchMedia("(pointer: fine)").matches) composer.focus();
   for (;;) {
     try {
-      if (await enter()) outbox.clear();
+      if (await enter()) outbox.drop(outbox.all.filter((one) => one.sent).map((one) => one.id)); // another visitor's
       break;
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;

@@ -11,7 +11,7 @@ export class Composer {
     this.#form = form;
     this.#onSend = onSend;
     this.#input = form.querySelector("textarea");
-    this.#input.value = recall("draft") ?? "";
+    this.#input.value ||= recall("draft") ?? ""; // who typed while the page was loading goes on
     this.#input.addEventListener("input", () => this.#changed());
     this.#input.addEventListener("keydown", (event) => this.#key(event));
     form.addEventListener("submit", (event) => {

@@ -25,17 +25,22 @@ export class Conversation {
     return this.#entries.get(id);
   }
 
+  has(id) {
+    return this.#entries.has(id);
+  }
+
   get ids() {
     return [...this.#entries.keys()];
+  }
+
+  // How often a question was asked in the same words.
+  count(text) {
+    return [...this.#entries.values()].filter((entry) => entry instanceof Question && entry.text.trim() === text.trim()).length;
   }
 
   // The answer that is being written, if any.
   get growing() {
     return [...this.#entries.values()].findLast((entry) => entry instanceof Answer && !entry.done);
-  }
-
-  get lastAnswer() {
-    return [...this.#entries.values()].findLast((entry) => entry instanceof Answer);
   }
 
   question(id, text) {
@@ -57,9 +62,13 @@ export class Conversation {
     this.announce(text);
   }
 
-  remove(id) {
-    this.#entries.get(id)?.node.remove();
-    this.#entries.delete(id);
+  // Remove what answers the last question; it may be of several parts.
+  removeLastAnswer() {
+    for (const [id, entry] of [...this.#entries].reverse()) {
+      if (!(entry instanceof Answer)) break;
+      entry.node.remove();
+      this.#entries.delete(id);
+    }
     this.#markLast();
   }
 
@@ -91,7 +100,7 @@ export class Conversation {
   }
 
   #markLast() {
-    const last = this.lastAnswer?.node;
+    const last = [...this.#entries.values()].findLast((entry) => entry instanceof Answer)?.node;
     for (const node of this.#list.querySelectorAll(".answer.last")) node.classList.toggle("last", node === last);
     last?.classList.add("last");
   }

@@ -13,9 +13,9 @@ const CJK = /^[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]$/;
 
 // What a special character may begin; each is tried where it stands.
 const RULES = [
-  ["\\", /\\([!-/:-@[-`{-~])/y, (m) => m[1]],
   ["\\", /\\\n/y, () => h("br")],
   ["\\", /\\\(([^\n]+?)\\\)/y, (m) => h("span", { class: "math" }, m[1].trim())],
+  ["\\", /\\([!-/:-@[-`{-~])/y, (m) => m[1]],
   ["`", /(`+)(?!`)([^]*?[^`])\1(?!`)/y, (m) => h("code", { dir: "ltr" }, spaced(m[2]))],
   ["`", /`+/y, (m) => m[0]],
   ["$", /\$\$([^$]+)\$\$/y, (m) => h("span", { class: "math" }, m[1].trim())],
