@@ -229,7 +229,7 @@ def _origin(url: str) -> tuple[str, str]:
 
 def _secure_host(url: str, allowed: tuple[str, ...]) -> bool:
     scheme, netloc = _origin(url)
-    host = netloc.removesuffix(":443")
+    host = netloc.rpartition("@")[2].partition(":")[0]
     return scheme == "https" and any(host == name or (name[:1] == "." and host.endswith(name)) for name in allowed)
 
 
