@@ -85,18 +85,13 @@ async def test_a_failure_before_the_first_word_is_tried_again(
 
 
 @APIS
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [("disconnect", errors.Interrupted), ("truncate", errors.Interrupted), ("corrupt", errors.Interrupted)],
-)
-async def test_a_break_after_the_first_word_is_raised_and_nothing_is_asked_again(
-    llmock: LLMock, models: Models, api: str, fault: str, error: type[Exception]
+async def test_a_stream_cut_short_is_raised_and_nothing_is_asked_again(
+    llmock: LLMock, models: Models, api: str
 ) -> None:
-    llmock.reply(LONG, times=None)
-    getattr(llmock, fault)(after_chunks=SEEN[api])
+    llmock.reply(LONG, times=None).truncate(after_chunks=SEEN[api])
     completion = models.make(llmock.base_url(), api=api, fallback_models=("other",)).ask(QUESTION)
     text, raised = await read_until_failure(completion)
-    assert raised is error
+    assert raised is errors.Interrupted
     assert text
     assert LONG.startswith(text)
     assert completion.finish == ""
@@ -372,6 +367,15 @@ async def test_an_error_in_the_stream(
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("broken", [Say(ending="reset"), Say(blocks=[b'data: {"choi\n\n'])])
+async def test_a_break_after_the_first_word_is_raised(server: ModelServer, models: Models, broken: Say) -> None:
+    server.say(Say(blocks=[chunk("Hi"), None, *broken.blocks], ending=broken.ending))
+    completion = models.make(server.url, fallback_models=("other",)).ask(QUESTION)
+    assert await read_until_failure(completion, server.seen) == ("Hi", errors.Interrupted)
+    assert completion.usage.completion == 1
+    assert len(server.asked) == 1
+
+
 @pytest.mark.parametrize("said", [b'data: {"choi\n\n', event({"error": {"message": "broken"}})])
 async def test_text_that_nobody_saw_is_no_beginning(server: ModelServer, models: Models, said: bytes) -> None:
     server.say(Say(blocks=[chunk("Hi ") + said]))
@@ -396,6 +400,20 @@ async def test_an_endless_event_is_not_kept(
     server.say(Say(blocks=[chunk("Hi "), None, b"data: ", b"x" * 2000], ending="hang"))
     completion = models.make(server.url).ask(QUESTION)
     assert await read_until_failure(completion, server.seen) == ("Hi ", errors.Interrupted)
+
+
+async def test_an_error_that_comes_in_pieces_is_read_whole(server: ModelServer, models: Models) -> None:
+    (body,) = failure(400, "x" * 20_000, code="context_length_exceeded").blocks
+    assert body is not None
+    pieces = [body[start : start + 1000] for start in range(0, len(body), 1000)]
+    server.say(Say(400, pieces, "application/json"))
+    with pytest.raises(errors.TooLong):
+        await read(models.make(server.url).ask(QUESTION))
+
+
+async def test_an_endless_error_is_not_read_to_its_end(server: ModelServer, models: Models) -> None:
+    server.say(Say(500, [b" " * 100_000], ending="hang"))
+    assert await read(models.make(server.url).ask(QUESTION)) == "Hello"
 
 
 async def test_redirects_are_not_followed(server: ModelServer, models: Models) -> None:

@@ -8,7 +8,6 @@ client.py).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 
 import aiohttp
@@ -94,8 +93,7 @@ class Transport:
             )
             if answer.status < 300:
                 return answer
-            with contextlib.closing(answer):
-                text = await answer.content.read(LARGEST_ERROR)
+            text = await _error_body(answer)
         except FAILURES as error:
             raise Broken(_cause(error)) from None
         raise read_response(answer.status, answer.headers, text)
@@ -109,8 +107,19 @@ class Transport:
         return self._headers[key]
 
 
+async def _error_body(answer: aiohttp.ClientResponse) -> bytes:
+    """Read the beginning of an error's body, which may come in pieces; the connection is kept when that was all."""
+    body = bytearray()
+    try:
+        while len(body) < LARGEST_ERROR and (block := await answer.content.readany()):
+            body += block
+    finally:
+        await Response(answer).close()
+    return bytes(body)
+
+
 def _cause(error: BaseException) -> str:
-    """Name the first cause: the SDK reports a refused connection as a time-out."""
+    """Name what happened first, without the URL that the text of the error may hold."""
     while error.__cause__ is not None:
         error = error.__cause__
     return type(error).__name__
