@@ -148,6 +148,12 @@ async def test_no_pictures_is_raised_at_once(server: ModelServer, models: Models
     assert len(server.asked) == 1
 
 
+async def test_the_legacy_api_takes_no_pictures(server: ModelServer, models: Models) -> None:
+    with pytest.raises(errors.NoPictures):
+        await read(models.make(server.url, api="completions").ask(QUESTION, [PICTURE]))
+    assert not server.asked
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -371,7 +377,7 @@ class Recorded:
 @given(blocks=BLOCKS, api=st.sampled_from(sorted(FORMATS)))
 async def test_any_bytes_end_in_an_answer_or_a_model_error(blocks: list[bytes], api: str) -> None:
     reader = FORMATS[api].reader()
-    stream = Stream(Recorded(blocks), reader, timeout=60, since=0, prompt=1, classify=classify)
+    stream = Stream(Recorded(blocks), reader, timeout=60, since=0, prompt=int, classify=classify)
     text = ""
     try:
         while more := await stream.read():

@@ -93,7 +93,7 @@ class OpenAIModel:
                     self._format.reader(),
                     timeout=self.settings.timeout,
                     since=since,
-                    prompt=estimate_prompt(question.turns, len(question.pictures)),
+                    prompt=functools.partial(estimate_prompt, question.turns, len(question.pictures)),
                     classify=functools.partial(self._classify, question),
                 )
 
@@ -157,8 +157,9 @@ class OpenAIModel:
             raise NoSuchModel("the list of models is not one: is OPENAI_BASE_URL complete?") from None
 
     async def _tried(self, name: str) -> Finding:
+        question = Question(name, [Turn("user", "Hello")], template=self.settings.prompt_template)
         try:
-            stream = await self.begin(Question(name, [Turn("user", "Hello")]), self.keys.pick(name)[0])
+            stream = await self.begin(question, self.keys.pick(name)[0])
         except ModelError as error:
             return Finding(False, f"model {name}: {error}", error.hint)
         await stream.close()

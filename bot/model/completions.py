@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from bot.adapter import Turn
+from bot.errors import NoPictures
 from bot.model.chat import ChunkReader
 from bot.model.wire import Body, Format, Question
 
@@ -31,7 +32,12 @@ def prompt(template: str, turns: Sequence[Turn]) -> str:
 
 
 def body(question: Question) -> Body:
-    """Put a question into the words of the API; the answer ends where the person's next line would begin."""
+    """Put a question into the words of the API; the answer ends where the person's next line would begin.
+
+    Raises NoPictures when there are some.
+    """
+    if question.pictures:
+        raise NoPictures("the legacy API takes text only")
     user, _ = labels(question.template)
     request: Body = {
         "model": question.model,

@@ -26,7 +26,7 @@ class Stream:
     """Reads one response.
 
     `timeout`: seconds until the first token, counted from `since` (of the loop's clock), and between tokens.
-    `prompt`: the request's estimated size in tokens. `classify` turns an error event into a ModelError.
+    `prompt` estimates the request's size in tokens. `classify` turns an error event into a ModelError.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Stream:
         *,
         timeout: float,
         since: float,
-        prompt: int,
+        prompt: Callable[[], int],
         classify: Callable[[Fault], ModelError],
     ) -> None:
         self._response = response
@@ -62,7 +62,7 @@ class Stream:
     def usage(self) -> Usage:
         """Return what the server reported, else an estimate."""
         reported = self._reader.usage
-        return reported or Usage("", self._prompt, 0, tokens_of(self._size + self._reader.unseen), True)
+        return reported or Usage("", self._prompt(), 0, tokens_of(self._size + self._reader.unseen), True)
 
     async def read(self) -> str:
         """Return the next text, all that has come, and "" at the end of a complete answer. Raises ModelError."""
