@@ -174,7 +174,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(LEASE / 3)
             try:
-                await self._store.extend(self._owner)
+                await self._store.extend(self._owner, list(self._lanes))
                 await self._health.flush()
                 self._turns.used_by_all = (await self._store.used("*")).tokens
                 for state, count in (await self._store.counts()).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
@@ -20,7 +19,7 @@ from bot.errors import ModelError, PlatformError, Refused, StoreUnavailable, Thr
 from bot.health import Health
 from bot.history import History, Window
 from bot.model import Model
-from bot.store import Draft, Entry, Lane, Outcome, Remembered, Store, Waiting
+from bot.store import Draft, Entry, Lane, Outcome, Remembered, Store, Waiting, reply_key
 from bot.texts import language_of, say
 from bot.writing import Writing
 
@@ -338,7 +337,7 @@ def new_draft(lane: Lane, batch: Sequence[Waiting]) -> Draft:
     """Begin a reply. What an earlier attempt at it already shows in the chat is written over."""
     answers = tuple(waiting.message.id for waiting in batch)
     earlier = lane.draft.posts if lane.draft and lane.draft.answers[:1] == answers[:1] else []
-    key = hashlib.sha256(f"{lane.conversation}\n{answers[0]}".encode()).hexdigest()[:32]
+    key = reply_key(lane.conversation, answers[0])
     return Draft(batch[-1].message.chat, answers, key, posts=list(earlier))
 
 

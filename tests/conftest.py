@@ -1,8 +1,5 @@
-"""What all tests share."""
+"""Fixtures that more than one module shares."""
 
-from __future__ import annotations
+from tests.postgres_server import database, postgres
 
-from hypothesis import settings
-
-settings.register_profile("magpie", deadline=None)  # a busy machine is no failure
-settings.load_profile("magpie")
+__all__ = ["database", "postgres"]

@@ -1,8 +1,9 @@
-"""The store's contract: what is accepted is there, leases are exclusive, order is kept."""
+"""The store's contract, on SQLite and on PostgreSQL: what is accepted is there, leases are exclusive, order is kept."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,8 +11,23 @@ from pathlib import Path
 import pytest
 
 from bot.adapter import Chat, Message, Post, Turn
-from bot.errors import StoreUnavailable
-from bot.store import Arrival, Draft, Entry, LostLease, Outcome, Store, Used, conversation_id, open_store
+from bot.errors import ConfigError, StoreUnavailable
+from bot.store import (
+    Arrival,
+    Draft,
+    Entry,
+    Lane,
+    LostLease,
+    Outcome,
+    Parked,
+    Store,
+    Used,
+    conversation_id,
+    open_store,
+)
+from bot.store.postgres import PostgresStore
+from bot.store.sqlite import SQLiteStore
+from tests.postgres_server import PostgresServer
 
 
 def arrival(number: int = 1, chat: str = "c", user: str = "u", per_minute: int = 0) -> Arrival:
@@ -19,12 +35,55 @@ def arrival(number: int = 1, chat: str = "c", user: str = "u", per_minute: int =
     return Arrival("it", conversation_id("it", message.chat), f"it/{user}", message, per_minute)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/magpie.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return await server.create()
+
+
+only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+
+
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path}/magpie.db")
+async def store(url: str) -> AsyncIterator[Store]:
+    async with opened(url) as store:
+        yield store
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Store]:
+    store = open_store(url)
     await store.open()
-    yield store
-    await store.close()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class Constants:
+    """Changes a number in both engines."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def set(self, name: str, value: float) -> None:
+        for engine in ("sqlite", "postgres"):
+            self._monkeypatch.setattr(f"bot.store.{engine}.{name}", value)
+
+
+@pytest.fixture
+def constants(monkeypatch: pytest.MonkeyPatch) -> Constants:
+    return Constants(monkeypatch)
+
+
+async def leased(store: Store, *arrivals: Arrival, owner: str = "me") -> Lane:
+    """Accept messages of one conversation; return its lane."""
+    receipts = await store.accept(arrivals or [arrival()], owner)
+    assert receipts[0].lane is not None
+    return receipts[0].lane
 
 
 async def test_first_message_gets_the_lease_and_later_ones_wait(store: Store) -> None:
@@ -59,11 +118,11 @@ async def test_many_redeliveries_at_once_are_one_message(store: Store) -> None:
     assert sum(receipt.lane is not None for (receipt,) in receipts) == 1
 
 
-async def test_lease_that_ran_out_is_claimed_by_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.store.sqlite.LEASE", -1.0)
+async def test_lease_that_ran_out_is_claimed_by_another(store: Store, constants: Constants) -> None:
+    constants.set("LEASE", -1.0)
     (receipt,) = await store.accept([arrival(1)], "dead")
     assert receipt.lane is not None
-    monkeypatch.setattr("bot.store.sqlite.LEASE", 30.0)
+    constants.set("LEASE", 30.0)
     (lane,) = await store.claim("alive", ["it"], 10)
     assert [waiting.message.id for waiting in lane.waiting] == ["m1"]
     with pytest.raises(LostLease):
@@ -74,8 +133,8 @@ async def test_lease_that_ran_out_is_claimed_by_another(store: Store, monkeypatc
     assert await store.claim("alive", ["it"], 10) == []
 
 
-async def test_a_lost_lease_leaves_no_outcome_behind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.store.sqlite.LEASE", -1.0)
+async def test_a_lost_lease_leaves_no_outcome_behind(store: Store, constants: Constants) -> None:
+    constants.set("LEASE", -1.0)
     (receipt,) = await store.accept([arrival(1)], "dead")
     assert receipt.lane is not None
     await store.claim("alive", ["it"], 1)
@@ -231,6 +290,7 @@ async def test_a_locked_database_is_unavailable_and_recovers(tmp_path: Path, mon
     await store.close()
 
 
+@only_sqlite
 async def test_a_full_disk_is_unavailable_and_loses_nothing(store: Store) -> None:
     await store.accept([arrival(1)], "me")
     writer = store._writer  # type: ignore[attr-defined]
@@ -245,6 +305,7 @@ async def test_a_full_disk_is_unavailable_and_loses_nothing(store: Store) -> Non
     assert receipt.new
 
 
+@only_sqlite
 async def test_one_failing_operation_does_not_fail_its_neighbours(store: Store) -> None:
     writer = store._writer  # type: ignore[attr-defined]
 
@@ -262,12 +323,102 @@ async def test_one_failing_operation_does_not_fail_its_neighbours(store: Store) 
     assert await store.state("half").get("") is None
 
 
-async def test_purge_forgets_only_what_has_run_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_purge_forgets_only_what_has_run_out(store: Store, constants: Constants) -> None:
     (receipt,) = await store.accept([arrival(1)], "me")
     assert receipt.lane is not None
     await store.finish(receipt.lane, "me", [Outcome("m1", "answered")])
     await store.purge()
     assert not (await store.accept([arrival(1)], "me"))[0].new
-    monkeypatch.setattr("bot.store.sqlite.KEEP", -1.0)
+    constants.set("KEEP", -1.0)
     await store.purge()
     assert (await store.accept([arrival(1)], "me"))[0].new
+
+
+async def test_only_the_leases_of_what_is_worked_on_are_extended(store: Store, constants: Constants) -> None:
+    constants.set("LEASE", -1.0)
+    kept = await leased(store, arrival(1, chat="kept"))
+    await leased(store, arrival(2, chat="forgotten"))
+    constants.set("LEASE", 30.0)
+    await store.extend("me", [kept.conversation])
+    await store.extend("somebody else", [kept.conversation])
+    (lane,) = await store.claim("other", ["it"], 10)
+    assert lane.waiting[0].message.id == "m2"
+
+
+async def parked_message(store: Store, answered: bool) -> Parked:
+    """Park m1 and m2, which were to be answered together."""
+    lane = await leased(store, arrival(1), arrival(2))
+    turn = 0
+    if answered:
+        await store.complete(lane, "me", [Entry(Turn("user", "text 1"), 1), Entry(Turn("assistant", "the answer"), 1)])
+        turn = 2
+    outcomes = [Outcome(message, "failed", "platform: blocked", turn, parked=True) for message in ("m1", "m2")]
+    assert await store.finish(lane, "me", outcomes) is None
+    assert (await store.counts())["parked"] == 2
+    parked = {parked.message.id: parked for parked in await store.parked(10)}
+    assert parked["m1"].reason == "platform: blocked"
+    assert parked["m1"].instance == "it"
+    assert len(await store.parked(1)) == 1
+    return parked["m1"]
+
+
+async def test_a_parked_answer_comes_back_to_be_posted_and_is_not_asked_for_again(store: Store) -> None:
+    parked = await parked_message(store, answered=True)
+    assert await store.revive(parked)
+    assert not await store.revive(parked)
+    (lane,) = await store.claim("me", ["it"], 10)
+    assert lane.draft is not None
+    assert lane.draft.complete
+    assert (lane.draft.rest, lane.draft.answers, lane.draft.turn) == ("the answer", ("m1", "m2"), 2)
+    assert [waiting.message.id for waiting in lane.waiting] == ["m1", "m2"]
+    assert await store.finish(lane, "me", [Outcome(id, "answered", turn=2) for id in lane.draft.answers]) is None
+    assert await store.counts() == {"waiting": 0, "parked": 0, "due": 0}
+
+
+async def test_a_parked_question_comes_back_to_be_asked(store: Store) -> None:
+    parked = await parked_message(store, answered=False)
+    busy = await leased(store, arrival(3))
+    assert await store.revive(parked)
+    rest = await store.finish(busy, "me", [Outcome("m3", "answered")])
+    assert rest is not None
+    assert [waiting.message.id for waiting in rest.waiting] == ["m1"]
+    assert rest.draft is None
+
+
+async def test_a_parked_answer_waits_until_its_conversation_is_free(store: Store) -> None:
+    parked = await parked_message(store, answered=True)
+    busy = await leased(store, arrival(3))
+    assert not await store.revive(parked)
+    assert await store.finish(busy, "me", [Outcome("m3", "answered")]) is None
+    assert await store.revive(parked)
+
+
+async def test_a_dropped_message_is_gone_and_not_accepted_again(store: Store) -> None:
+    parked = await parked_message(store, answered=False)
+    assert await store.drop(parked)
+    assert not await store.drop(parked)
+    assert not await store.revive(parked)
+    assert [kept.message.id for kept in await store.parked(10)] == ["m2"]
+    assert not (await store.accept([arrival(1)], "me"))[0].new
+    assert await store.answer(parked.conversation, "m1") == ("failed", "platform: blocked", None)
+
+
+async def test_a_newer_database_is_refused(url: str) -> None:
+    async with opened(url) as store:
+        if isinstance(store, SQLiteStore):
+            await store._write(lambda db: db.execute("PRAGMA user_version = 999"))
+        else:
+            assert isinstance(store, PostgresStore)
+            await store._pool.fetch("INSERT INTO migrations VALUES ('postgres-999.sql')")
+    with pytest.raises(ConfigError, match="newer"):
+        await open_store(url).open()
+
+
+async def test_a_chat_that_moves_to_where_one_is_leaves_that_alone(store: Store) -> None:
+    old = await leased(store, arrival(1, chat="old"))
+    await store.complete(old, "me", [Entry(Turn("user", "old"), 1)])
+    new = await leased(store, arrival(2, chat="new"))
+    await store.move("it", "old", "new")
+    assert await store.finish(new, "me", [Outcome("m2", "answered")]) is None
+    assert [kept.turn.content for kept in await store.history(old.conversation, 1)] == ["old"]
+    assert await store.finish(old, "me", [Outcome("m1", "answered")]) is None

@@ -7,13 +7,14 @@ found again by `claim`, after a crash as well.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
 from bot.adapter import Chat, Message, Post, State, Turn
-from bot.errors import ConfigError, MagpieError
+from bot.errors import MagpieError
 
 LEASE = 30.0  # seconds a lane stays with its owner without being extended
 BATCH = 32  # messages answered together at most; the rest of a flood comes next
@@ -73,6 +74,7 @@ class Lane(msgspec.Struct):
     window_start: int = 1  # seq of the first turn the model is sent
     draft: Draft | None = None
     waiting: list[Waiting] = []
+    lease: int = 0  # which lease it is, where the store tells an owner's leases apart
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -125,6 +127,27 @@ class Remembered(msgspec.Struct):
     tokens: int
 
 
+class Parked(msgspec.Struct):
+    """A message that was given up, kept for the operator."""
+
+    conversation: str
+    message: Message
+    accepted: float
+    tries: int
+    reason: str
+    turn: int = 0  # seq of the answer, where the model had written one
+
+    @property
+    def id(self) -> str:
+        """A short name to type."""
+        return hashlib.sha256(f"{self.conversation}\n{self.message.id}".encode("utf-8", "replace")).hexdigest()[:10]
+
+    @property
+    def instance(self) -> str:
+        """The instance it came by."""
+        return self.conversation.partition("\n")[0]
+
+
 NOTHING = Used()
 
 
@@ -146,8 +169,8 @@ class Store(Protocol):
     async def claim(self, owner: str, instances: Sequence[str], limit: int) -> list[Lane]:
         """Lease up to `limit` conversations that are due, the longest waiting first."""
 
-    async def extend(self, owner: str) -> None:
-        """Lengthen all leases of `owner`."""
+    async def extend(self, owner: str, conversations: Sequence[str]) -> None:
+        """Lengthen the leases of what `owner` works on. Others of its leases run out: nobody knows of them any more."""
 
     async def save_draft(self, lane: Lane, owner: str) -> None:
         """Note how far the reply has come. Raises LostLease."""
@@ -203,13 +226,39 @@ class Store(Protocol):
     async def counts(self) -> dict[str, int]:
         """Return the number of waiting and of parked messages, and of conversations that are due."""
 
+    async def parked(self, limit: int) -> list[Parked]:
+        """Return the messages that were given up, the newest first."""
+
+    async def revive(self, parked: Parked) -> bool:
+        """Bring a parked message back into its conversation, with all that was to be answered together with it.
+
+        An answer the model had written is only posted. False when it is not parked any more, or, with such an answer,
+        while the conversation is being worked on.
+        """
+
+    async def drop(self, parked: Parked) -> bool:
+        """Give up a parked message for good. False when it is not parked any more."""
+
     def state(self, instance: str) -> State:
         """Return an instance's own view of the shared state."""
 
 
 def conversation_id(instance: str, chat: Chat, member: str = "") -> str:
     """Name a conversation: the chat, its thread and, where people are remembered one by one, the member."""
-    return "\n".join(part.replace("\n", "\\n") for part in (instance, chat.id, chat.thread, member))
+    parts = (part.replace("\n", "\\n").replace("\x00", "\ufffd") for part in (instance, chat.id, chat.thread, member))
+    return "\n".join(parts)
+
+
+def reply_key(conversation: str, message: str) -> str:
+    """Return the stem of the idempotency keys of the reply to a message."""
+    return hashlib.sha256(f"{conversation}\n{message}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def revived(conversation: str, messages: Sequence[Message], turn: int, content: str) -> Draft:
+    """Return the draft of a reply that was written and not delivered."""
+    answers = tuple(message.id for message in messages)
+    key = reply_key(conversation, answers[0])
+    return Draft(messages[-1].chat, answers, key, rest=content, complete=True, turn=turn)
 
 
 def open_store(url: str) -> Store:
@@ -218,4 +267,6 @@ def open_store(url: str) -> Store:
         from bot.store.sqlite import SQLiteStore
 
         return SQLiteStore(url.removeprefix("sqlite:///"))
-    raise ConfigError(["BOT_DATABASE_URL: PostgreSQL comes with the next version; use sqlite:///data/magpie.db"])
+    from bot.store.postgres import PostgresStore
+
+    return PostgresStore(url)

@@ -6,6 +6,14 @@ import asyncio
 from collections import deque
 
 BACKLOG = 1000  # unread entries a subscriber may have; older ones are dropped
+LARGEST = 7000  # UTF-8 bytes of one entry: PostgreSQL's notifications hold 8,000 with what goes along
+
+
+def fitting(data: str) -> str:
+    """Return an entry that is small enough. Raises ValueError."""
+    if len(data) > LARGEST // 4 and len(data.encode("utf-8", "replace")) > LARGEST:
+        raise ValueError(f"an entry holds at most {LARGEST} bytes")
+    return data
 
 
 class Bus:

@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from bot.adapter import Message, State, Turn
-from bot.errors import StoreUnavailable
+from bot.errors import ConfigError, StoreUnavailable
 from bot.store import (
     BATCH,
     KEEP,
@@ -33,10 +33,12 @@ from bot.store import (
     Lane,
     LostLease,
     Outcome,
+    Parked,
     Receipt,
     Remembered,
     Used,
     Waiting,
+    revived,
 )
 from bot.store.bus import Bus, Ear
 from bot.store.writer import Writer
@@ -67,6 +69,7 @@ LEASE_FREE = """
     INSERT INTO conversations (conversation, instance, owner, due) VALUES (?, ?, ?, ?)
     ON CONFLICT DO UPDATE SET owner = excluded.owner, due = excluded.due WHERE conversations.due IS NULL
     RETURNING seq, window_start"""
+EXTEND = "UPDATE conversations SET due = ? WHERE conversation = ? AND owner = ? AND due IS NOT NULL"
 HASTEN = "UPDATE conversations SET due = ?1 WHERE conversation = ?2 AND owner IS NULL AND due > ?1"
 CLAIM = """
     UPDATE conversations SET owner = ?, due = ? WHERE conversation IN (
@@ -106,6 +109,20 @@ ANSWER = """
     SELECT i.state, i.outcome, i.reason, t.role, t.content FROM inbox i
     LEFT JOIN turns t ON t.conversation = i.conversation AND t.seq = i.turn
     WHERE i.conversation = ? AND i.message = ?"""
+PARKED_MESSAGES = """
+    SELECT conversation, payload, accepted, tries, reason, turn FROM inbox
+    WHERE state = 2 ORDER BY accepted DESC LIMIT ?"""
+TOGETHER = """
+    SELECT i.payload, t.content FROM inbox i JOIN turns t ON t.conversation = i.conversation AND t.seq = i.turn
+    WHERE i.conversation = ? AND i.state = 2 AND i.turn = ? ORDER BY i.number"""
+REVIVE = """
+    UPDATE inbox SET state = 0, tries = 0, outcome = NULL, reason = NULL
+    WHERE conversation = ? AND message = ? AND state = 2"""
+WAKE = """
+    UPDATE conversations SET due = ?1, draft = coalesce(?2, draft)
+    WHERE conversation = ?3 AND owner IS NULL AND (due IS NULL OR due > ?1)"""
+BUSY = "SELECT 1 FROM conversations WHERE conversation = ? AND due IS NOT NULL"
+DROP = "UPDATE inbox SET state = 1, payload = NULL WHERE conversation = ? AND message = ? AND state = 2"
 PUT = """
     INSERT INTO state (key, value, expires) VALUES (?, ?, ?)
     ON CONFLICT DO UPDATE SET value = excluded.value, expires = excluded.expires"""
@@ -230,13 +247,10 @@ class SQLiteStore:
 
         return await self._write(run)
 
-    async def extend(self, owner: str) -> None:
-        await self._write(
-            lambda db: db.execute(
-                "UPDATE conversations SET due = ? WHERE due IS NOT NULL AND owner = ?",
-                (time.time() + LEASE, owner),
-            )
-        )
+    async def extend(self, owner: str, conversations: Sequence[str]) -> None:
+        due = time.time() + LEASE
+        rows = [(due, conversation, owner) for conversation in conversations]
+        await self._write(lambda db: db.executemany(EXTEND, rows))
 
     async def save_draft(self, lane: Lane, owner: str) -> None:
         draft = _encode(lane.draft) if lane.draft else None
@@ -342,10 +356,11 @@ class SQLiteStore:
         old, new = f"{instance}\n{old_chat}\n", f"{instance}\n{new_chat}\n"
         change = "UPDATE OR IGNORE {} SET conversation = ?2 || substr(conversation, length(?1) + 1) WHERE "
         change += "conversation >= ?1 AND conversation < ?3"
+        moved = " AND conversation NOT IN (SELECT conversation FROM conversations)"  # nobody had the new name
 
         def run(db: sqlite3.Connection) -> None:
-            for table in ("conversations", "inbox", "turns"):
-                db.execute(change.format(table), (old, new, old[:-1] + "\v"))
+            for table, condition in (("conversations", ""), ("inbox", moved), ("turns", moved)):
+                db.execute(change.format(table) + condition, (old, new, old[:-1] + "\v"))
 
         await self._write(run)
 
@@ -366,6 +381,29 @@ class SQLiteStore:
                       (SELECT count(*) FROM conversations WHERE due IS NOT NULL)"""
         )
         return dict(zip(("waiting", "parked", "due"), rows[0], strict=True))
+
+    async def parked(self, limit: int) -> list[Parked]:
+        rows = await self._read(PARKED_MESSAGES, limit)
+        return [
+            Parked(conversation, _message(payload), accepted, tries, reason or "", turn or 0)
+            for conversation, payload, accepted, tries, reason, turn in rows
+        ]
+
+    async def revive(self, parked: Parked) -> bool:
+        def run(db: sqlite3.Connection) -> bool:
+            messages, reply = _together(db, parked)
+            if reply and db.execute(BUSY, (parked.conversation,)).fetchone():
+                return False
+            back = [db.execute(REVIVE, (parked.conversation, message.id)).rowcount for message in messages]
+            if any(back):
+                db.execute(WAKE, (time.time(), reply, parked.conversation))
+            return any(back)
+
+        return await self._write(run)
+
+    async def drop(self, parked: Parked) -> bool:
+        key = (parked.conversation, parked.message.id)
+        return await self._write(lambda db: db.execute(DROP, key).rowcount > 0)
 
     def state(self, instance: str) -> State:
         return SQLiteState(self, instance)
@@ -417,6 +455,8 @@ def _migrate(db: sqlite3.Connection) -> None:
     scripts = sorted(
         file.name for file in (files("bot.store") / "migrations").iterdir() if file.name.startswith("sqlite-")
     )
+    if version > len(scripts):
+        raise ConfigError(["BOT_DATABASE_URL: this file belongs to a newer version of Magpie"])
     for name in scripts[version:]:
         for statement in (files("bot.store") / "migrations" / name).read_text().split(";\n"):
             if statement.strip():
@@ -437,6 +477,15 @@ def _lane(db: sqlite3.Connection, row: tuple[Any, ...]) -> Lane:
 def _waiting(db: sqlite3.Connection, conversation: str) -> list[Waiting]:
     rows = db.execute(WAITING_MESSAGES, (conversation, BATCH))
     return [Waiting(_message(payload), accepted, tries, reason == LIMITED) for payload, accepted, tries, reason in rows]
+
+
+def _together(db: sqlite3.Connection, parked: Parked) -> tuple[list[Message], bytes | None]:
+    """Return the messages that one stored answer is for, with that answer; without one, the message alone."""
+    rows = db.execute(TOGETHER, (parked.conversation, parked.turn)).fetchall()
+    if not rows:
+        return [parked.message], None
+    messages = [_message(payload) for payload, _ in rows]
+    return messages, _encode(revived(parked.conversation, messages, parked.turn, rows[0][1]))
 
 
 def _owned(db: sqlite3.Connection, sql: str, parameters: tuple[object, ...]) -> None:
