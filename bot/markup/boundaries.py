@@ -19,6 +19,7 @@ _LINE_END = re.compile(r"[ \t]*\\?\n[ \t]*")
 _BLOCK_START = re.compile(
     r"[-+*](?:\s|$)|#{1,6}(?:\s|$)|[>|]|\d{1,9}[.)](?:\s|$)|([-*_])[ \t]*(?:\1[ \t]*){2,}$|```|~~~", re.MULTILINE
 )
+_CODE = 200  # places to cut one piece of inline code
 
 
 class Boundary(NamedTuple):
@@ -42,16 +43,16 @@ class Container(NamedTuple):
     number: int | None = None
 
 
-def boundaries(source: str) -> list[Boundary]:
-    """Return every place where a block may be cut, in order."""
-    return list(_Reader(source).read())
+def boundaries(source: str, finest: int = CHARACTER) -> list[Boundary]:
+    """Return every place of a rank up to `finest` where a block may be cut, in order."""
+    return [boundary for boundary in _Reader(source, finest).read() if boundary.rank <= finest]
 
 
 class _Reader:
     """Goes through the tokens of a block and knows which quotes and list items are open."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, source: str, finest: int) -> None:
+        self.source, self.finest = source, finest
         self.lines = source.split("\n")
         self.starts = line_starts(source)
         self.open: list[Container] = []
@@ -158,6 +159,8 @@ class _Reader:
 
     def fence(self, token: Token, line: int) -> Iterator[Boundary]:
         """Cut a code block: after a line, or inside of a long one."""
+        if not token.content:
+            return
         column = self.lines[line].find(token.markup, self.column(line, self.open))
         pad = self.pad(line, column)
         closing = f"\n{pad}{token.markup}"
@@ -168,7 +171,7 @@ class _Reader:
                 rank = LINE if self.lines[number - 1].strip() else LINE - 1
                 yield Boundary(start - 1, rank, start, closing, opening)
             end = start + len(self.lines[number])
-            for offset, rank in breaks(code):
+            for offset, rank in breaks(code, self.finest):
                 if code[:offset].strip() and code[offset:].strip() and code[offset] not in "`~":
                     at = end - len(code) + offset
                     yield Boundary(at, max(rank, WORD), at, closing, opening + pad)
@@ -189,7 +192,7 @@ class _Reader:
         def located(offset: int) -> int:
             return offset + shifts[bisect.bisect_right(starts, offset, hi=len(texts)) - 1]
 
-        for found in _Text(token.content).read(token.children or []):
+        for found in _Text(token.content, self.finest).read(token.children or []):
             at, resume = located(found.at), located(found.resume)
             yield Boundary(at, found.rank, resume, found.closing, opening + found.opening)
 
@@ -197,8 +200,8 @@ class _Reader:
 class _Text:
     """Goes through the tokens of a paragraph and knows which marks are open."""
 
-    def __init__(self, content: str) -> None:
-        self.content = content
+    def __init__(self, content: str, finest: int) -> None:
+        self.content, self.finest = content, finest
         self.marks: list[str] = []
         self.position = 0
 
@@ -230,7 +233,7 @@ class _Text:
 
     def text(self, text: str) -> Iterator[Boundary]:
         start = max(self.content.find(text, self.position), self.position)
-        for offset, rank in breaks(text):
+        for offset, rank in breaks(text, self.finest):
             yield from self.boundary(start + offset, rank)
         self.position = start + len(text)
 
@@ -242,9 +245,10 @@ class _Text:
 
     def code(self, token: Token) -> Iterator[Boundary]:
         code, end = token.content, token.meta["end"]
-        for offset, _ in breaks(code):
-            first, second = code[:offset], code[offset:]
-            if first.strip() and second.strip():
+        offsets = [offset for offset, _ in breaks(code)] if self.finest == CHARACTER else []
+        for offset in offsets[:: 1 + len(offsets) // _CODE]:
+            first, second = code[:offset].strip(), code[offset:].strip()
+            if first and second:
                 closing, opening = code_span(first) + self.closing, self.opening + code_span(second)
                 yield Boundary(self.position, CHARACTER, end, closing, opening)
         yield from self.after(end)

@@ -18,12 +18,14 @@ _WORD = re.compile(
 _LONGEST = 32  # code points of one visible character; whatever is longer may be broken
 
 
-def breaks(text: str) -> Iterator[tuple[int, int]]:
-    """Yield (offset, rank) for each place inside of a text, and for its end."""
+def breaks(text: str, finest: int = CHARACTER) -> Iterator[tuple[int, int]]:
+    """Yield (offset, rank) for each place inside of a text, and for its end, in order."""
+    if finest < SENTENCE:
+        return
     ranks = dict.fromkeys((found.end() for found in _WORD.finditer(text)), WORD)
     ranks.update(dict.fromkeys((found.end() for found in _SENTENCE.finditer(text)), SENTENCE))
     plain, begin = text.isascii(), 0
-    for offset in range(1, len(text) + 1):
+    for offset in range(1, len(text) + 1) if finest == CHARACTER else sorted(ranks):
         if plain or offset == len(text) or not _joined(text, offset) or offset - begin >= _LONGEST:
             begin = offset
             yield offset, ranks.get(offset, CHARACTER)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.parser_inline import ParserInline
-from markdown_it.rules_block import StateBlock
+from markdown_it.rules_block import StateBlock, table
 from markdown_it.rules_inline.state_inline import Scanned, StateInline
 from markdown_it.token import Token
 
 DEEPEST = 16  # levels of lists and quotes; what is deeper is shown as text
+_SHORT = 16_384  # characters
+WIDEST = 32  # columns of a table
 CONTINUED = "\u2060"  # a list item that starts with this goes on from the page before
 
 _CJK = re.compile(
@@ -33,18 +35,30 @@ def normalise(source: str) -> str:
     return source.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
 
 
-def parse(source: str) -> list[Token]:
-    """Return the tokens of a normalised text. Links, images and code know where they end: `meta["end"]`."""
+def parse(source: str) -> Sequence[Token]:
+    """Return the tokens of a normalised text. Links, images and code know where they end: `meta["end"]`.
+
+    Short texts are remembered, because a page is rendered to be measured, to be posted and once more without markup;
+    so the tokens are not to be changed.
+    """
+    return _remembered(source) if len(source) <= _SHORT else _parse(source)
+
+
+def _parse(source: str) -> Sequence[Token]:
     return _parser().parse(source)
+
+
+_remembered = functools.lru_cache(maxsize=16)(_parse)
 
 
 @functools.cache
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("zero")
     parser.inline = _Inline()
-    parser.configure("commonmark", {"html": False, "maxNesting": 2 * DEEPEST})
+    parser.configure("commonmark", {"html": False, "maxNesting": DEEPEST + 4})
     parser.enable(["table", "strikethrough"])
     parser.disable(["reference", "lheading", "text_join"])
+    parser.block.ruler.at("table", _table, {"alt": ["paragraph"]})
     parser.block.ruler.before("table", "deep", _deep)
     for name in ("backticks", "link", "image", "autolink"):
         rules = parser.inline.ruler
@@ -63,6 +77,12 @@ def _deep(state: StateBlock, line: int, end: int, silent: bool) -> bool:
     token.map, token.children = [line, line + 1], []
     state.push("paragraph_close", "p", -1)
     return True
+
+
+def _table(state: StateBlock, line: int, end: int, silent: bool) -> bool:
+    """Read a table, unless it is so wide that its empty cells, made up for short rows, would be most of the work."""
+    delimiters = state.src[state.bMarks[line + 1] : state.eMarks[line + 1]] if line + 1 < end else ""
+    return delimiters.count("|") <= WIDEST and table(state, line, end, silent)
 
 
 def _located(rule: Rule) -> Rule:

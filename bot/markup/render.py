@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,7 +16,6 @@ _SPECIAL = re.compile(r"[\\`*_~\[<&\n\t\u2060]|^[ #>+=|-]|^\d{1,9}[.)]")
 _LINKED = re.compile(r"(?:https?://|mailto:|tel:)", re.IGNORECASE)
 _UNSAFE = {ord(character): f"%{ord(character):02X}" for character in "\"'<>`|\\"}
 _VERBATIM = "\0"  # starts a line that must not be indented; the source holds none
-_SHORT = 16_384  # characters that are worth remembering: a page is rendered for its length and again to be posted
 
 
 class Node(NamedTuple):
@@ -40,7 +38,11 @@ def render(source: str, dialect: Dialect) -> str:
     """Write Markdown in a dialect. Never raises; incomplete Markdown gives complete markup."""
     if dialect.passthrough:
         return source
-    return _remembered(source, dialect) if len(source) <= _SHORT else _render(source, dialect)
+    source = normalise(source)
+    if not _SPECIAL.search(source):
+        text = dialect.escape(source.strip())
+        return text and _around(dialect.paragraph, text)
+    return dialect.between.join(block.text for block in blocks(source, dialect) if block.text)
 
 
 def blocks(source: str, dialect: Dialect) -> list[Block]:
@@ -53,17 +55,6 @@ def _block(node: Node, renderer: _Renderer) -> Block:
     start, end = node.token.map or (0, 0)
     text = "" if renderer.dialect.passthrough else renderer.block(node).replace(_VERBATIM, "")
     return Block(start, end, node.token.type, text)
-
-
-def _render(source: str, dialect: Dialect) -> str:
-    source = normalise(source)
-    if not _SPECIAL.search(source):
-        text = dialect.escape(source.strip())
-        return text and _around(dialect.paragraph, text)
-    return dialect.between.join(block.text for block in blocks(source, dialect) if block.text)
-
-
-_remembered = functools.lru_cache(maxsize=64)(_render)
 
 
 def _tree(tokens: Iterable[Token]) -> list[Node]:
@@ -112,6 +103,7 @@ class _Renderer:
         self.dialect = dialect
         self.depth = 0
         self.quotes = 0
+        self.continued = False  # the next text is that of an item that goes on from the page before
 
     def block(self, node: Node) -> str:
         return _BLOCKS[node.token.type](self, node)
@@ -175,7 +167,8 @@ class _Renderer:
 
     def _item(self, node: Node, marker: str, between: str) -> str:
         dialect, blank = self.dialect, " " * columns(marker)
-        if _continues(node) and not dialect.native_lists:
+        self.continued = _continues(node)
+        if self.continued and not dialect.native_lists:
             marker = blank
         text = _indented(self.flow(node.children, between), blank if dialect.indent is None else dialect.indent)
         if text.startswith(_VERBATIM) and marker:
@@ -213,12 +206,15 @@ class _Renderer:
         return self.dialect.between.join(self._record(names, record) for record in records)
 
     def _record(self, names: list[str], values: list[str]) -> str:
-        lines = (f"{name}: {value}" if name else value for name, value in zip(names, values, strict=True))
+        pairs = zip(names, values, strict=True)
+        lines = (f"{name}: {value}" if name else value for name, value in pairs if value)
         return _around(self.dialect.paragraph, self.dialect.line_break.join(lines))
 
     def inline(self, node: Node, *styles: Style) -> str:
         """Write the text of a paragraph, heading or cell. `styles` are in force around it already."""
-        tokens = (token for child in node.children for token in child.token.children or ())
+        tokens = [token for child in node.children for token in child.token.children or ()]
+        if self.continued:
+            tokens, self.continued = _unsigned(tokens), False
         return _inline(tokens, self.dialect, styles)
 
 
@@ -256,16 +252,18 @@ def _is_loose(item: Node) -> bool:
 
 
 def _continues(item: Node) -> bool:
-    """Tell whether an item goes on from the page before, and take the sign of it away."""
+    """Tell whether an item goes on from the page before."""
     if not item.children or item.children[0].token.type in _LISTS:
         return False
-    tokens = next((child.token.children for child in item.children[0].children if child.token.children), None)
-    if not tokens or not tokens[0].content.startswith(CONTINUED):
-        return False
-    tokens[0].content = tokens[0].content[1:]
-    if not tokens[0].content and len(tokens) > 1 and tokens[1].type in ("softbreak", "hardbreak"):
-        del tokens[1]
-    return True
+    tokens = [token for child in item.children[0].children for token in child.token.children or ()]
+    return bool(tokens) and tokens[0].content.startswith(CONTINUED)
+
+
+def _unsigned(tokens: list[Token]) -> list[Token]:
+    """Leave out the sign that an item goes on, and a line that holds nothing else."""
+    if tokens[0].content == CONTINUED:
+        return tokens[2:] if [token.type for token in tokens[1:2]] == ["softbreak"] else tokens[1:]
+    return [tokens[0].copy(content=tokens[0].content[1:]), *tokens[1:]]
 
 
 # -- inline
@@ -297,8 +295,14 @@ def _inline(tokens: Iterable[Token], dialect: Dialect, styles: Iterable[Style]) 
 
 
 def _style(token: Token, dialect: Dialect) -> Pair:
-    styles = {"strong_open": dialect.bold, "em_open": dialect.italic, "s_open": dialect.strike}
-    return styles.get(token.type, NOTHING)
+    match token.type:
+        case "strong_open":
+            return dialect.bold
+        case "em_open":
+            return dialect.italic
+        case "s_open":
+            return dialect.strike
+    return NOTHING
 
 
 def _closed(opener: Token, inner: list[Segment], dialect: Dialect, active: Counter[Style]) -> list[Segment]:
@@ -380,7 +384,7 @@ def _image(token: Token, dialect: Dialect) -> Segment:
     url = dialect.escape_url(_address(source))
     if not url:
         return Segment(dialect.escape(f"{label} ({source})"))
-    return Segment(dialect.image(dialect.escape(label) or url, url))
+    return Segment((dialect.image or dialect.link)(dialect.escape(label) or url, url))
 
 
 _LEAVES: dict[str, Callable[[Token, Dialect], Segment]] = {

@@ -13,16 +13,17 @@ from collections.abc import Callable
 import msgspec
 
 from bot.markup.boundaries import Boundary, boundaries, line_starts
+from bot.markup.breaks import CHARACTER, LINE, WORD
 from bot.markup.dialect import PLAIN, Dialect, characters
-from bot.markup.parse import CONTINUED, normalise
+from bot.markup.parse import normalise
 from bot.markup.render import Block, blocks, render
 
 Measure = Callable[[str], int]
 Parts = tuple[str, str]
 
 _BARE = msgspec.structs.replace(PLAIN, bullets=("",), ordered="", quote=("", ""), rule="")  # the words alone
-_TRIES = 12  # boundaries that are tried before a block is taken apart
-_FULL = 0.95  # of the limit: the search for the last boundary ends here
+_TRIES = 6  # boundaries that are tried before a block is taken apart
+_FULL, _AIM = 0.95, 0.975  # of the limit: where the search for the last boundary ends, and what it tries to hit
 
 
 def pages(source: str, limit: int, dialect: Dialect, measure: Measure = characters) -> list[str]:
@@ -72,7 +73,7 @@ def _literal(text: str) -> str:
 
 def _words(source: str) -> str:
     """Return what must not get lost."""
-    return re.sub(rf"[\s{CONTINUED}]+", "", render(source, _BARE))
+    return re.sub(r"\s+", "", render(source, _BARE))
 
 
 class _Page:
@@ -103,7 +104,8 @@ class _Page:
             self.start, self.end = starts[block.start], min(starts[block.end], len(window))
             used = self.measured(block)
             if used > self.limit:
-                self.block = window[self.start : self.end]
+                self.block, self.kind = window[self.start : self.end], block.kind
+                self.words = _words(self.block)
                 return True
             self.fitting.append((block, self.start, used))
             self.used = used
@@ -140,13 +142,23 @@ class _Page:
         return self.at(start) if used * 2 >= self.limit else None
 
     def inside_block(self) -> Parts | None:
-        """End it at the best boundary of the block."""
-        found = boundaries(self.block)
+        """End it inside of the block, as coarsely as leaves it half full."""
+        parts = None
+        for finest in (LINE, WORD, CHARACTER) if self.words else ():
+            parts = self.best(boundaries(self.block, finest)) or parts
+            if parts and self.size(parts[0]) * 2 >= self.room():
+                break
+        return parts and self.around(*parts)
+
+    def best(self, found: list[Boundary]) -> Parts | None:
+        """Cut the block at the best boundary that fits."""
+        if not found:
+            return None
         last = self.last_fitting(found)
         for boundary in _by_rank(found[: last + 1])[:_TRIES]:
             head, rest = boundary.cut(self.block)
             if self.size(head) <= self.room() and self.intact(head, rest):
-                return self.source[: self.start] + head, rest + self.source[self.end :]
+                return head, rest
         return None
 
     def before_block(self) -> Parts | None:
@@ -155,13 +167,18 @@ class _Page:
 
     def smallest(self) -> Parts:
         """Return a piece of the block to show without any markup, and the rest: not even its markup fits."""
-        found = boundaries(self.block)
+        found = boundaries(self.block) if self.words else []
         near = [boundary for boundary in found if boundary.at <= self.limit]
         for boundary in [*near[-1:], *found[:_TRIES]]:
             head, rest = boundary.cut(self.block)
             if self.intact(head, rest):
-                return self.source[: self.start] + head, rest + self.source[self.end :]
+                return self.around(head, rest)
         return self.at(self.end)
+
+    def around(self, head: str, rest: str) -> Parts:
+        """Add what stands before and after the block. The rest of a line must not become the header of a table."""
+        gap = "\n" if "|" in rest and self.end < len(self.source) and self.kind == "paragraph_open" else ""
+        return self.source[: self.start] + head, rest + gap + self.source[self.end :]
 
     def size(self, source: str) -> int:
         return self.measure(render(source, self.dialect))
@@ -169,7 +186,7 @@ class _Page:
     def intact(self, head: str, rest: str) -> bool:
         """Tell whether a head shows something and nothing gets lost."""
         words = _words(head)
-        return bool(words) and words + _words(rest) == _words(self.block)
+        return bool(words) and words + _words(rest) == self.words
 
     def last_fitting(self, found: list[Boundary]) -> int:
         """Find the last boundary whose head fits, or one that fills the room nearly: by proportion and by halves."""
@@ -178,8 +195,8 @@ class _Page:
         room = self.room()
         proportional = True
         while high - low > 1 and filled < _FULL * room:
-            step = round((high - low) * (room - filled) / max(over - filled, 1)) if proportional else (high - low) // 2
-            middle = min(max(low + step, low + 1), high - 1)
+            share = (_AIM * room - filled) / max(over - filled, 1) if proportional else 0.5
+            middle = min(max(low + round((high - low) * share), low + 1), high - 1)
             size = self.size(found[middle].cut(self.block)[0])
             if size <= room:
                 low, filled = middle, size
@@ -196,7 +213,7 @@ def _leads(block: Block) -> bool:
 def _by_rank(found: list[Boundary]) -> list[Boundary]:
     """Sort boundaries: those that fill at least half first, the best rank first, then the last."""
     if not found:
-        return []
+        return []  # none fits
     half = (found[-1].at + len(found[-1].closing)) // 2
     order = sorted(range(len(found)), key=lambda i: (found[i].at + len(found[i].closing) < half, found[i].rank, -i))
     return [found[i] for i in order]
