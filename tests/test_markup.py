@@ -462,6 +462,7 @@ def test_what_fits_is_not_touched() -> None:
         ("see [the link](http://a.b) now", 27, "see [the link](http://a.b)", "now"),
         ("# Title\n\nwords and words", 16, "# Title\n\nwords", "and words"),
         ("words, many words\n\n# Title\n\nwords", 30, "words, many words", "# Title\n\nwords"),
+        ("words, many words\n\nSteps:\n\n- a\n- b\n- c", 30, "words, many words", "Steps:\n\n- a\n- b\n- c"),
         ("1. one\n2. two\n3. three", 15, "1. one\n2. two", "3. three"),
         ("1. one\n1. two\n1. three", 15, "1. one\n1. two", "3. three"),
         ("> one line\n> two lines", 16, "> one line", "> two lines"),
@@ -552,6 +553,19 @@ def test_a_growing_answer_goes_on(source: str, more: str, dialect: Dialect) -> N
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("step", [1, 7, 40])
+def test_an_answer_is_cut_while_it_grows(dialect: Dialect, step: int) -> None:
+    found, rest = [], ""
+    for start in range(0, len(DOCUMENT), step):
+        head, rest = cut(rest + DOCUMENT[start : start + step], 150, dialect)
+        while rest:
+            found.append(head)
+            head, rest = cut(rest, 150, dialect)
+        rest = head
+    assert "".join(map(words, [*found, rest])) == words(DOCUMENT)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("limit", [60, 90, 150, 333])
 def test_pages_of_a_document(dialect: Dialect, measure: Callable[[str], int], limit: int) -> None:
@@ -628,7 +642,8 @@ def assert_fences_closed(head: str) -> None:
 
 REPEATED = [
     ">", "> ", "[", "![", "*", "_", "**a ", "*a _a ", "`", "- ", "  - ", "- > ", "|", "<", "\\", "&", "~~", "[a](",
-    "[](", "(", "*a**a**a*", "[a][", "- a\n", "- - \n", "|a|b|\n", "`a``b```c", "\n", "<!--", "\u0301", "\u200d", "\u2060",
+    "[](", "(", "*a**a**a*", "[a][", "- a\n", "- - \n", "|a|b|\n", "`a``b```c", "\n", "<!--", "\u0301", "\u200d",
+    "\u2060",
     "🇨🇳", "中", "*中", "\ud83d",
 ]  # fmt: skip
 NESTED = [

@@ -117,7 +117,7 @@ class _Reader:
         return _NUMBER.sub(str(containers[-1].number), text) if containers[-1].number else text
 
     def reopened(self) -> str:
-        """Return the lines that open the list items again that are open here."""
+        """Return lines that open the list items again that are open here, as ones that go on."""
         lines: dict[int, str] = {}
         for depth, container in enumerate(self.open, 1):
             if container.number is not None:
@@ -135,10 +135,10 @@ class _Reader:
         if line == 0 or any(container.line == line for container in self.open):
             return
         start, opening = self.starts[line], self.reopened()
-        leads = self.previous == "heading_close" or self.source[max(0, start - 8) : start].rstrip().endswith(
-            (":", "：")
+        led = self.source[max(0, start - 8) : start].rstrip().endswith((":", "："))
+        yield Boundary(
+            start, WORD if led or self.previous == "heading_close" else self.rank, start, "", opening and opening + gap
         )
-        yield Boundary(start, WORD if leads else self.rank, start, "", opening and opening + gap)
 
     def item(self, line: int) -> Iterator[Boundary]:
         """Cut before a list item, which keeps its number."""

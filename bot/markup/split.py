@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -76,12 +77,20 @@ def _words(source: str) -> str:
     return re.sub(r"\s+", "", render(source, _BARE))
 
 
+class _Fitting(NamedTuple):
+    """A block that fits: where it starts, what the page measures with it, whether the next one belongs to it."""
+
+    start: int
+    used: int
+    leads: bool
+
+
 class _Page:
     """The beginning of a source: the blocks that fit, and the one that does not."""
 
     def __init__(self, source: str, limit: int, dialect: Dialect, measure: Measure) -> None:
         self.source, self.limit, self.dialect, self.measure = source, limit, dialect, measure
-        self.fitting: list[tuple[Block, int, int]] = []  # with the offset it starts at, and what the page measures
+        self.fitting: list[_Fitting] = []
         self.used = 0
 
     @classmethod
@@ -107,7 +116,8 @@ class _Page:
                 self.block, self.kind = window[self.start : self.end], block.kind
                 self.words = _words(self.block)
                 return True
-            self.fitting.append((block, self.start, used))
+            leads = block.kind == "heading_open" or window[self.start : self.end].rstrip().endswith((":", "："))
+            self.fitting.append(_Fitting(self.start, used, leads))
             self.used = used
         return False
 
@@ -132,14 +142,11 @@ class _Page:
 
     def between_blocks(self) -> Parts | None:
         """End it before the block, when it is half full then. What leads to the block goes with it."""
-        used, start = self.used, self.start
-        for block, offset, _ in reversed(self.fitting):
-            if not _leads(block):
-                break
-            start = offset
-        kept = [size for _, offset, size in self.fitting if offset < start]
-        used = kept[-1] if kept else 0
-        return self.at(start) if used * 2 >= self.limit else None
+        kept = len(self.fitting)
+        while kept and self.fitting[kept - 1].leads:
+            kept -= 1
+        start = self.fitting[kept].start if kept < len(self.fitting) else self.start
+        return self.at(start) if kept and self.fitting[kept - 1].used * 2 >= self.limit else None
 
     def inside_block(self) -> Parts | None:
         """End it inside of the block, as coarsely as leaves it half full."""
@@ -204,10 +211,6 @@ class _Page:
                 high, over = middle, size
             proportional = not proportional
         return low
-
-
-def _leads(block: Block) -> bool:
-    return block.kind == "heading_open" or block.text.endswith((":", "："))
 
 
 def _by_rank(found: list[Boundary]) -> list[Boundary]:
