@@ -115,9 +115,6 @@ class Inbound(msgspec.Struct, frozen=True):
     response: Response = Response()
     ignored: str = ""  # why there are no messages: "typing", "own message", ... (logged)
     moved: tuple[str, str] | None = None  # a chat got a new id: (old, new)
-    awaiting: tuple[str, str] | None = (
-        None  # with `answer_within`: (conversation's chat id, message id) asked about again
-    )
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -294,6 +291,13 @@ class WebhookAdapter(Adapter[S]):
     @abstractmethod
     def parse(self, request: Request) -> Inbound:
         """Translate one verified request. Never talks to the network. Raises Malformed."""
+
+    async def at_once(self, request: Request, inbound: Inbound) -> Response | None:
+        """Answer out of `context.state` instead of taking the messages: what was kept for later, or is asked again.
+
+        Called for every request that was parsed. None: the messages are taken.
+        """
+        return None
 
     def sample(self) -> Request | None:
         """Return a request signed as the platform signs, that holds no message. `register` sends it to itself."""

@@ -81,6 +81,8 @@ class Ingress:
             raise StoreUnavailable("shutting down")
         await adapter.verify(request)
         inbound = adapter.parse(request)
+        if (response := await adapter.at_once(request, inbound)) is not None:
+            return response
         if inbound.messages:
             self._health.received(name)
         return await self.take(adapter, name, request, inbound)

@@ -9,9 +9,9 @@ import aiohttp
 import msgspec
 import pytest
 
-from bot.adapter import Chat, Inbound, Message, Request
+from bot.adapter import Chat, Inbound, Message, Request, Response
 from bot.errors import StoreUnavailable
-from bot.testing import GARBAGE, RecordingAdapter, call, running, signed
+from bot.testing import GARBAGE, RecordingAdapter, ScriptedModel, call, running, signed
 
 START = b"POST /webhooks/recording HTTP/1.1\r\nHost: x\r\n"
 HELLO = Message("m1", Chat("c"), "u", "hello")
@@ -62,6 +62,26 @@ async def test_a_message_that_cannot_be_stored_is_a_503_and_comes_again(monkeypa
         adapter = magpie.adapters["recording"]
         assert isinstance(adapter, RecordingAdapter)
         await adapter.until(lambda: adapter.shown.get("c") == ["You said: hello"])
+
+
+async def test_what_an_adapter_answers_at_once_reaches_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(self: RecordingAdapter, request: Request, inbound: Inbound) -> Response | None:
+        kept = await self.context.state.get("kept")
+        return Response(kept.encode()) if kept else None
+
+    monkeypatch.setattr(RecordingAdapter, "at_once", at_once)
+    model = ScriptedModel()
+    async with running(model=model) as magpie:
+        adapter = magpie.adapters["recording"]
+        assert isinstance(adapter, RecordingAdapter)
+        await adapter.context.state.set("kept", "kept for you", 60)
+        assert await call(magpie, "recording", signed(HELLO)) == (200, b"kept for you")
+        assert (await call(magpie, "recording", signed(HELLO, "forged")))[0] == 401
+        assert (await magpie.store.counts())["waiting"] == 0
+        await adapter.context.state.swap("kept", "kept for you", None, 0)
+        assert await call(magpie, "recording", signed(HELLO)) == (200, b"")
+        await adapter.until(lambda: adapter.shown.get("c") == ["You said: hello"])
+    assert len(model.asked) == 1
 
 
 @pytest.mark.parametrize(
