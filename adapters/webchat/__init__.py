@@ -12,11 +12,10 @@ GET  /page, /app.js, ...   the page and its files (site.py); /home is the page a
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from pydantic import AfterValidator, Field
@@ -24,6 +23,8 @@ from pydantic import AfterValidator, Field
 from adapters.webchat import site
 from adapters.webchat.frames import Frame, common, cut, whole_due
 from adapters.webchat.limits import Rate, Seat, Seats, address
+from adapters.webchat.refusals import Forbidden, count, json, refusal
+from adapters.webchat.site import PRIVATE
 from adapters.webchat.visitors import TOKEN_LIVES, Visitors, holder
 from bot.adapter import (
     AdapterSettings,
@@ -42,15 +43,13 @@ from bot.adapter import (
     WebhookAdapter,
 )
 from bot.config import Words
-from bot.errors import Malformed, Rejected, TooLarge, TooMany, Unverified
+from bot.errors import Malformed, TooLarge, TooMany, Unverified
 from bot.markup import MARKDOWN
 
 MAX_CHARACTERS = 8_000  # of one message
 MAX_BODY = 65_536  # bytes
 TURNS = 100  # of history the page shows
 KEEP_ALIVE = 20.0  # seconds; proxies close a silent stream after 30 or 60
-
-T = TypeVar("T")
 
 
 def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -64,13 +63,6 @@ def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
 
 Origins = Annotated[Words, AfterValidator(_origins)]
 Count = Annotated[int, Field(ge=0)]
-
-
-class Forbidden(Unverified):
-    """The request comes from a site that may not use the chat."""
-
-    status = 403
-    code = "forbidden"
 
 
 class WebchatSettings(AdapterSettings):
@@ -137,13 +129,13 @@ class WebchatAdapter(WebhookAdapter[WebchatSettings]):
         self._check_origin(request)
         visitor = await self._visitor(request)
         self._check_json(request)
-        _count(self._messages, visitor, "too_many_messages")
-        _count(self._messages_from, self._address(request), "too_many_messages")
+        count(self._messages, visitor, "too_many_messages")
+        count(self._messages_from, self._address(request), "too_many_messages")
 
     def parse(self, request: Request) -> Inbound:
         """Translate a posted message."""
         visitor = holder(self._token(request))
-        posted = _json(request, Posted)
+        posted = json(request, Posted)
         if len(posted.text) > MAX_CHARACTERS:
             raise refusal(TooLarge, f"a message has at most {MAX_CHARACTERS} characters", "message_too_long")
         if not visitor or not posted.text.strip():
@@ -223,10 +215,10 @@ class WebchatAdapter(WebhookAdapter[WebchatSettings]):
         """
         self._check_origin(request)
         self._check_json(request)
-        embed = _json(request, Entering).embed
+        embed = json(request, Entering).embed
         visitor = await self._known(request)
         if not visitor:
-            _count(self._visitors_from, self._address(request), "too_many_visitors")
+            count(self._visitors_from, self._address(request), "too_many_visitors")
         token = await self._visitors.token(visitor)
         answer = {"new": not visitor, **({"token": token} if embed else {})}
         return Response.json(answer, headers={**PRIVATE, "Set-Cookie": self._cookie(request, token, embed)})
@@ -277,8 +269,8 @@ class WebchatAdapter(WebhookAdapter[WebchatSettings]):
 
     def _check_origin(self, request: Request) -> None:
         """Raise Forbidden unless the page that asks is ours. Browsers send Origin with every POST."""
-        origin = request.header("origin").lower()
-        same = origin.partition("://")[2] == request.header("host").lower() != ""
+        origin, host = request.header("origin").lower(), request.header("host").lower()
+        same = bool(host) and origin.partition("://")[2] == host
         if not same and origin not in self._origins:
             raise refusal(Forbidden, "the Origin header does not name this site", "origin_not_allowed")
 
@@ -325,23 +317,14 @@ class WebchatAdapter(WebhookAdapter[WebchatSettings]):
 
     async def register(self, url: str) -> list[Finding]:
         """Say that there is nothing to register."""
-        return [
-            Finding(True, f"nothing to register: the page is at {self.context.public_url or 'the address of the bot'}/")
-        ]
+        return [Finding(True, f"nothing to register: the page is at {self.context.public_url}/")]
 
     async def check(self, url: str) -> list[Finding]:
-        """Say whether the page can be embedded as the settings want it."""
-        sites = ", ".join(self.settings.allowed_origins) or "none"
-        secure = not self.settings.allowed_origins or self.context.public_url.startswith("https://")
-        advice = (
-            ""
-            if secure
-            else "set BOT_PUBLIC_URL to an https:// address: browsers show no http page inside an https one"
-        )
-        return [Finding(secure, f"sites that may embed the page: {sites}", advice)]
-
-
-PRIVATE = {**site.HEADERS, "Cache-Control": "no-store"}
+        """Say which sites may embed the page, and whether browsers would let them."""
+        sites = self.settings.allowed_origins
+        shown = not sites or self.context.public_url.startswith("https://")
+        advice = "" if shown else "set BOT_PUBLIC_URL to an https:// address: a site on https cannot embed an http page"
+        return [Finding(shown, f"sites that may embed the page: {', '.join(sites) or 'none'}", advice)]
 
 
 async def _event(frames: Subscription) -> bytes:
@@ -350,23 +333,3 @@ async def _event(frames: Subscription) -> bytes:
         return f"data: {await asyncio.wait_for(anext(frames), KEEP_ALIVE)}\n\n".encode()
     except TimeoutError:
         return b": still here\n\n"
-
-
-def _json(request: Request, kind: type[T]) -> T:
-    try:
-        return request.json(kind)
-    except Malformed as error:
-        raise refusal(Malformed, str(error)) from None
-
-
-def _count(rate: Rate, key: str, code: str) -> None:
-    """Count one more for `key`. Raises TooMany beyond the limit."""
-    if wait := math.ceil(rate.take(key)):
-        raise refusal(TooMany, f"too many requests, wait {wait} seconds", code, wait)
-
-
-def refusal(kind: type[Rejected], reason: str, code: str = "", wait: int = 0) -> Rejected:
-    """Build an error that the page can read: {"error": {"code", "message"}}."""
-    headers = {**PRIVATE, **({"Retry-After": str(wait)} if wait else {})}
-    error = {"code": code or kind.code, "message": reason}
-    return kind(reason, response=Response.json({"error": error}, kind.status, headers))

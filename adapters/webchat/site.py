@@ -16,6 +16,7 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+PRIVATE = {**HEADERS, "Cache-Control": "no-store"}
 
 # Trusted types make the browser refuse innerHTML and its like, whatever a later change of the page does.
 POLICY = (

@@ -211,6 +211,8 @@ function show(turns) {
   unanswered(turns);
   const finished = growing && turns.at(-1)?.role === "assistant" && turns.at(-1).text.startsWith(growing.text.trimEnd());
   if (growing && !finished && !conversation.has(growing.node.dataset.id)) {
+    settle();
+    setWaiting(false);
     conversation.answer(growing.node.dataset.id, growing.text);
   }
   scroll.toEnd();

@@ -47,13 +47,11 @@ export class Conversation {
     return this.#add(id, new Question(id, text));
   }
 
-  // Show what there is of an answer. Old ones are `silent`.
+  // Show what there is of an answer; one from the history is `silent`.
   answer(id, text, { last = false, failure = "", silent = false } = {}) {
-    const entry = this.#entries.get(id) ?? this.#add(id, new Answer(id));
+    const entry = this.#entries.get(id) ?? this.#addAnswer(id);
     entry.show(text, last, failure);
     if (last && !silent) this.announce(entry.words);
-    this.#markLast();
-    return entry;
   }
 
   // A line between messages, such as "Stopped."
@@ -91,6 +89,12 @@ export class Conversation {
   #add(id, entry) {
     this.#entries.set(id, entry);
     this.#append(entry.node);
+    return entry;
+  }
+
+  #addAnswer(id) {
+    const entry = this.#add(id, new Answer(id));
+    this.#markLast();
     return entry;
   }
 
