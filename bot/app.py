@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 import signal
 import time
@@ -190,6 +191,10 @@ async def serve(config: Config, ready: Callable[[str], None] | None = None) -> N
         await magpie.start()
         address = f"http://{config.bot.host}:{magpie.port}/"
         log.info("serving", address=address, adapters=list(magpie.adapters), model=magpie.model.name)
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
         if ready is not None:
             ready(address)
         await stopping.wait()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
 import structlog
 
@@ -53,15 +53,15 @@ class Delivery:
         self._news = asyncio.Event()
         self._ended = asyncio.Event()
         self.refused: Refused | None = None  # the platform will not show this reply
+        self._growing = False
+        self._timers: list[asyncio.TimerHandle] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Future[None]] = set()
 
     def start(self) -> None:
-        """Show that an answer is being written, and what has been fed so far."""
+        """Show that an answer is being written, once it has taken a moment."""
         if self._can.typing_every is not None:
-            self._tasks.append(asyncio.create_task(self._type(self._can.typing_every)))
-        if self._can.edit_every is not None:
-            self._tasks.append(asyncio.create_task(self._grow(self._can.edit_every)))
+            self._soon(TYPING_AFTER, self._type, self._can.typing_every)
 
     def feed(self, text: str) -> None:
         """Take the next words of the reply. Raises Refused once the platform will not show them."""
@@ -69,13 +69,27 @@ class Delivery:
             raise self.refused
         self._fed.append(text)
         self._news.set()
+        if not self._growing and self._can.edit_every is not None:
+            self._growing = True
+            self._soon(GATHER, self._grow, self._can.edit_every)
+
+    def _soon(self, seconds: float, work: Callable[[float], Coroutine[Any, Any, None]], every: float) -> None:
+        """Begin a task after a moment. A timer costs nothing for the many answers that are finished by then."""
+
+        def begin() -> None:
+            self._tasks.append(asyncio.create_task(work(every)))
+
+        self._timers.append(asyncio.get_running_loop().call_later(seconds, begin))
 
     async def settle(self) -> None:
         """Stop showing; what was fed is in the draft now."""
         self._ended.set()
         self._news.set()
-        await asyncio.gather(*self._tasks)
-        self._tasks.clear()
+        for timer in self._timers:
+            timer.cancel()
+        if self._tasks:
+            await asyncio.gather(*self._tasks)
+            self._tasks.clear()
         self._gather()
 
     async def finish(self) -> None:
@@ -90,10 +104,13 @@ class Delivery:
                 await self._note()
                 await asyncio.sleep(1 / self._can.pages_per_second)
         await self._blank_spares()
-        await asyncio.gather(*self._notes, return_exceptions=True)
+        if self._notes:
+            await asyncio.gather(*self._notes, return_exceptions=True)
 
     def abandon(self) -> None:
         """Leave everything as it is; somebody else goes on with the draft."""
+        for timer in self._timers:
+            timer.cancel()
         for task in self._tasks:
             task.cancel()
 
@@ -114,15 +131,12 @@ class Delivery:
     # -- while the model writes -----------------------------------------------------------------------------------
 
     async def _type(self, every: float) -> None:
-        await self._pause(TYPING_AFTER)
         while not self._ended.is_set() and not self.draft.posts:
             with contextlib.suppress(PlatformError):  # nobody misses it
                 await self._poster.typing(self.draft.chat)
             await self._pause(every)
 
     async def _grow(self, every: float) -> None:
-        await self._news.wait()
-        await self._pause(GATHER)
         while not self._ended.is_set() and self.refused is None:
             self._news.clear()
             await self._pause(max(every, await self._show()))

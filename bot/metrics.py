@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
@@ -14,5 +16,22 @@ ANSWER_SECONDS = Histogram(
 )
 MODEL_FAILURES = Counter("magpie_model_failures", "Answers the model did not complete", ["failure"], registry=REGISTRY)
 TOKENS = Counter("magpie_tokens", "Tokens used", ["kind"], registry=REGISTRY)
+PROMPT_TOKENS, COMPLETION_TOKENS = TOKENS.labels("prompt"), TOKENS.labels("completion")
 WRITING = Gauge("magpie_conversations_busy", "Conversations being answered now", registry=REGISTRY)
 INBOX = Gauge("magpie_inbox", "Messages in the inbox", ["state"], registry=REGISTRY)
+
+# Looking a labelled child up costs more than counting: they are few, and kept.
+_events = functools.cache(EVENTS.labels)
+_outcomes = functools.cache(OUTCOMES.labels)
+_seconds = functools.cache(ANSWER_SECONDS.labels)
+
+
+def event(instance: str, result: str) -> None:
+    """Count a webhook request: accepted, redelivered, ignored, refused, rejected, unstored."""
+    _events(instance, result).inc()
+
+
+def ended(instance: str, outcome: str, seconds: float) -> None:
+    """Count a message by its outcome, and how long it took from being accepted."""
+    _outcomes(instance, outcome).inc()
+    _seconds(instance).observe(seconds)

@@ -210,8 +210,8 @@ class Turns:
         if writing.stopped:
             draft.reason = "stopped"
         await self._write_down(writing, discard)
-        metrics.TOKENS.labels("prompt").inc(writing.spent.prompt)
-        metrics.TOKENS.labels("completion").inc(writing.spent.completion)
+        metrics.PROMPT_TOKENS.inc(writing.spent.prompt)
+        metrics.COMPLETION_TOKENS.inc(writing.spent.completion)
 
     async def _write_down(self, writing: Writing, discard: int = 0) -> None:
         lane, window = writing.lane, writing.window
@@ -289,8 +289,7 @@ class Turns:
         now = time.time()
         for message in draft.answers:
             seconds = round(now - accepted.get(message, now), 3)
-            metrics.OUTCOMES.labels(lane.instance, outcome).inc()
-            metrics.ANSWER_SECONDS.labels(lane.instance).observe(seconds)
+            metrics.ended(lane.instance, outcome, seconds)
             log.info(outcome, instance=lane.instance, message=message, reason=reason or None, seconds=seconds)
         return rest
 
