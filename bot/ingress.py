@@ -62,7 +62,7 @@ class Ingress:
             response = self._rejected(name, error)
         except StoreUnavailable as error:
             log.error("not stored", instance=name, error=str(error))
-            metrics.EVENTS.labels(name, "unstored").inc()
+            metrics.event(name, "unstored")
             response = problem(503, "unavailable", "cannot store messages now; try again", {"Retry-After": "5"})
         except Exception as error:
             # An adapter that stumbles over odd input must not turn it into a 500 that is repeated for hours.
@@ -93,7 +93,7 @@ class Ingress:
             await self._store.move(name, *inbound.moved)
         messages = [message for message in inbound.messages if _for_us(name, message)]
         if not inbound.messages:
-            metrics.EVENTS.labels(name, "ignored").inc()
+            metrics.event(name, "ignored")
             log.info("ignored", instance=name, reason=inbound.ignored or "nothing to answer")
         if not messages:
             return inbound.response
@@ -131,13 +131,13 @@ class Ingress:
 
     def _received(self, name: str, message: Message, receipt: Receipt) -> None:
         if receipt.refused:
-            metrics.EVENTS.labels(name, "refused").inc()
+            metrics.event(name, "refused")
             log.info("refused", instance=name, message=message.id, reason="rate_limited")
         elif not receipt.new:
-            metrics.EVENTS.labels(name, "redelivered").inc()
+            metrics.event(name, "redelivered")
             log.info("ignored", instance=name, message=message.id, reason="delivered before")
         else:
-            metrics.EVENTS.labels(name, "accepted").inc()
+            metrics.event(name, "accepted")
             self._acknowledge(name, message)
 
     def _acknowledge(self, name: str, message: Message) -> None:
@@ -155,7 +155,7 @@ class Ingress:
             log.info("not acknowledged", instance=name, error=str(error))
 
     def _rejected(self, name: str, error: Rejected) -> Response:
-        metrics.EVENTS.labels(name, "rejected").inc()
+        metrics.event(name, "rejected")
         log.warning("rejected", instance=name, status=error.status, reason=str(error))
         if error.response is not None:
             return error.response
@@ -171,8 +171,11 @@ def problem(status: int, code: str, message: str, headers: Mapping[str, str] | N
 async def read(request: web.Request, path: str) -> Request:
     """Read a request with its whole body. Raises TooLarge, Malformed."""
     try:
-        async with asyncio.timeout(BODY_WITHIN):
+        if request.content.is_eof():  # it came with the headers
             body = await request.read()
+        else:
+            async with asyncio.timeout(BODY_WITHIN):
+                body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise TooLarge(f"body over {LARGEST_BODY} bytes") from None
     except TimeoutError:
@@ -223,6 +226,6 @@ def _keeping(response: Response, held: Held, stack: AsyncExitStack) -> Response:
 def _for_us(name: str, message: Message) -> bool:
     if message.addressed:
         return True
-    metrics.EVENTS.labels(name, "ignored").inc()
+    metrics.event(name, "ignored")
     log.info("ignored", instance=name, message=message.id, reason="not addressed to the bot")
     return False
