@@ -313,7 +313,7 @@ class SlackAdapter(WebhookAdapter[SlackSettings]):
         return True
 
     async def _strayed(self, chat: Chat, id: str, stream: Stream, text: str, last: bool) -> bool:
-        """Wait once for a page that differs from what was sent of it (a mark may be half written), then end the stream."""
+        """Wait once for a page that differs from what was sent of it (a mark is half written?), then end the stream."""
         held = stream.sent.startswith(text)
         if not last and (held or not stream.astray):
             stream.astray = not held
@@ -394,7 +394,7 @@ class SlackAdapter(WebhookAdapter[SlackSettings]):
         return data
 
     async def _located(self, id: str) -> str:
-        reply = await self.client.call("GET", "/files.info", query={"file": id})
+        reply = await self.client.call("POST", "/files.info", data={"file": id})
         return reply.json(Info).file.url_private_download
 
     async def _call(self, method: str, kind: type[T], fields: dict[str, Any]) -> T:

@@ -15,7 +15,7 @@ MARKDOWN = Dialect(
     escape=lambda text: re.sub(r"<(?=[@#!])", "<\u200b", text),
     boundary=apart("\u200a"),
     bold=("**", "**"),
-    italic=("*", "*"),
+    italic=("_", "_"),  # with asterisks a half-written "**" would look like it
     strike=("~~", "~~"),
     code=code_span,
     heading=tuple(("#" * level + " ", "") for level in range(1, 7)),
