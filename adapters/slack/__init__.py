@@ -27,6 +27,7 @@ from adapters.slack.api import (
     failure,
     repaired,
 )
+from adapters.slack.console import STEPS, manifest, scopes
 from adapters.slack.events import (
     SUBTYPES,
     Envelope,
@@ -48,7 +49,6 @@ from adapters.slack.events import (
     pressed,
     quoted,
 )
-from adapters.slack.setup import STEPS, manifest, scopes
 from adapters.slack.text import MARKDOWN, mentioned, settled, spoken
 from bot import signing
 from bot.adapter import (
@@ -70,6 +70,7 @@ from bot.adapter import (
 from bot.client import Client
 from bot.config import HttpUrl, Secret, variable
 from bot.errors import PlatformError, Refused, Throttled
+from bot.markup import escape_html
 
 T = TypeVar("T")
 WINDOW = 300.0  # seconds for which a signed request is taken
@@ -190,16 +191,17 @@ class SlackAdapter(WebhookAdapter[SlackSettings]):
         direct = is_direct(event.channel, event.channel_type)
         root = event.thread_ts or event.ts
         ticket = Ticket(root, event.user or "", event.user_team or event.team or team)
+        quote = quoted(event)
         return Message(
             id=f"{event.channel}/{event.ts}",
             chat=self._chat(event.channel, direct, root, ticket),
             user=event.user or "",
             user_name=called(event.user_profile),
-            text=spoken(text, own),
+            text=spoken(text, own) or ("" if event.files or quote else "/help"),  # nothing but our name
             addressed=direct or mention or not own.isdisjoint((*names, event.parent_user_id)),
             attachments=tuple(attached(event.files)),
             reply_to=f"{event.channel}/{root}" if root != event.ts else "",
-            quote=quoted(event),
+            quote=quote,
         )
 
     def _chat(self, channel: str, direct: bool, root: str, ticket: Ticket) -> Chat:
@@ -368,7 +370,7 @@ class SlackAdapter(WebhookAdapter[SlackSettings]):
         https://docs.slack.dev/interactivity/handling-user-interaction#message_responses
         """
         blocks = [{"type": "markdown", "text": page.text}]
-        answer = {"response_type": "ephemeral", "text": page.plain or page.text, "blocks": blocks}
+        answer = {"response_type": "ephemeral", "text": escape_html(page.plain or page.text), "blocks": blocks}
         try:
             await self.hooks.call("POST", ticket.reply, json=answer)
         except Refused:

@@ -263,6 +263,7 @@ class SlackServer:
         try:
             fields = await self._fields(request)
             self.calls.append((method, fields))
+            self._news.set()
             outcome = self._scripts[method].popleft() if self._scripts[method] else None
             if isinstance(outcome, Refusal):
                 raise outcome

@@ -23,7 +23,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 import adapters.slack
 from adapters.slack import SlackAdapter, SlackSettings
-from adapters.slack.setup import EVENTS, SCOPES, manifest
+from adapters.slack.console import EVENTS, SCOPES, manifest
 from adapters.slack.text import settled, spoken
 from bot.adapter import Attachment, Chat, Context, Inbound, Message, Page, Post, Request, State, Turn
 from bot.app import Magpie
@@ -268,7 +268,15 @@ def test_a_command_in_a_direct_message_belongs_to_its_conversation() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://hooks.slack.com/x", "https://hooks.slack.com.evil.example/x", "https://evil.example/", "", "file:///x"],
+    [
+        "http://hooks.slack.com/x",
+        "https://[",
+        "https://hooks.slack.com@evil.example/",
+        "https://hooks.slack.com.evil.example/x",
+        "https://evil.example/",
+        "",
+        "file:///x",
+    ],
 )
 def test_an_answer_goes_to_no_address_outside_of_slack(url: str) -> None:
     [message] = parse_form(make(), **{**SLASH, "response_url": url}, command="/magpie", text="x").messages
@@ -1086,6 +1094,41 @@ async def test_what_passes_is_waited_for_and_nothing_is_lost(
         await slack.say(ada, "hello")
         await slack.until(finished(slack, ada))
     assert [shown.text for shown in slack.shown(ada)] == ["You said: hello"]
+
+
+async def test_an_answer_outlives_its_stream(slack: SlackServer) -> None:
+    ada = slack.direct("U1ADA")
+
+    async def script(turns: Sequence[Turn]) -> AsyncIterator[str]:
+        yield "One **two** "
+        await slack.until(lambda: slack.called("chat.startStream"))
+        slack.script("chat.appendStream", flood(1))
+        yield "three "
+        await slack.until(lambda: slack.called("chat.appendStream"))
+        slack.expire(ada)
+        yield "four "
+        await slack.until(lambda: slack.called("chat.update"))
+        yield "five."
+
+    async with serving(slack, script):
+        await slack.say(ada, "count")
+        await slack.until(lambda: slack.shown(ada) and "five" in slack.shown(ada)[0].text)
+    assert [shown.text for shown in slack.shown(ada)] == ["One **two** three four five."]
+
+
+async def test_without_streams_an_answer_grows_by_edits(slack: SlackServer) -> None:
+    channel = slack.channel()
+    channel.streams = False
+
+    async def script(turns: Sequence[Turn]) -> AsyncIterator[str]:
+        yield "One "
+        await slack.until(lambda: slack.shown(channel))
+        yield "two."
+
+    async with serving(slack, script):
+        await slack.say(channel, f"<@{BOT}> count")
+        await slack.until(lambda: slack.shown(channel) and "two" in slack.shown(channel)[0].text)
+    assert [shown.history for shown in slack.shown(channel)] == [["One", "One two."]]
 
 
 async def test_a_command_is_answered_in_private_and_resets(slack: SlackServer) -> None:
