@@ -1,4 +1,4 @@
-"""What WeCom and WeChat callbacks share: signature, envelope, XML. https://developer.work.weixin.qq.com/document/path/90968
+"""What WeCom and WeChat callbacks share: signature and envelope. https://developer.work.weixin.qq.com/document/path/90968
 
 An envelope is AES-256-CBC around 16 random bytes, the length of the message (4 bytes, big endian), the message and the
 id of its receiver, padded to blocks of 32 bytes. The signature covers the envelope, so it is checked first.
@@ -15,16 +15,14 @@ import secrets
 import time
 from collections.abc import Mapping
 from typing import Annotated, TypeAlias
-from xml.etree.ElementTree import ParseError
 
 import msgspec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from defusedxml import DefusedXmlException, ElementTree
 from pydantic import AfterValidator
 
 from bot import signing
 from bot.config import Secret
-from bot.errors import Malformed, Unverified
+from bot.errors import Unverified
 
 BLOCK = 32  # bytes of padding at most; AES' own blocks are half as long
 HEAD = 20  # random bytes and length
@@ -38,9 +36,6 @@ def _encoding_aes_key(value: Secret) -> Secret:
 
 
 EncodingAESKey: TypeAlias = Annotated[Secret, AfterValidator(_encoding_aes_key)]
-
-
-# -- the envelope -----------------------------------------------------------------------------------------------
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -124,35 +119,3 @@ def _base64(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Unverified("the body does not decrypt: not base64") from None
-
-
-# -- XML --------------------------------------------------------------------------------------------------------
-
-
-def fields(body: bytes) -> dict[str, str]:
-    """Read a flat XML document: the text of each element below the root. Raises Malformed."""
-    try:
-        root = ElementTree.fromstring(body.decode(), forbid_dtd=True)
-    except (ParseError, DefusedXmlException, UnicodeDecodeError, ValueError) as error:
-        raise Malformed(f"body: no XML ({type(error).__name__})") from None
-    return {element.tag: (element.text or "").strip() for element in root}
-
-
-def envelope_of(body: bytes) -> str:
-    """Return the `Encrypt` of an XML body, "" when there is none: nobody has verified it yet. Raises Unverified."""
-    try:
-        return fields(body).get("Encrypt", "")
-    except Malformed as error:
-        raise Unverified(str(error)) from None
-
-
-def document(**values: str | int) -> bytes:
-    """Write a flat XML document; texts as CDATA, numbers as they are."""
-    parts = (f"<{name}>{value if isinstance(value, int) else cdata(value)}</{name}>" for name, value in values.items())
-    return f"<xml>{''.join(parts)}</xml>".encode()
-
-
-def cdata(text: str) -> str:
-    """Quote a text for XML. Characters that XML cannot hold at all are left out."""
-    text = re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)
-    return f"<![CDATA[{text.replace(']]>', ']]]]><![CDATA[>')}]]>"

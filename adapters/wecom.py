@@ -14,7 +14,8 @@ import msgspec
 from pydantic import Field
 
 from adapters.wechat_api import Answer, Errors, Granted, authorized, failure, media
-from adapters.wechat_crypto import EncodingAESKey, Envelope, document, envelope_of, fields
+from adapters.wechat_crypto import EncodingAESKey, Envelope
+from adapters.wechat_xml import attachments, document, envelope_of, fields, said
 from bot.adapter import (
     AdapterSettings,
     Attachment,
@@ -45,9 +46,6 @@ MARKDOWN = Dialect(
     nested_quotes=False,
 )
 DIALECTS: Mapping[str, Dialect] = {"text": PLAIN, "markdown": MARKDOWN}
-
-KINDS: Mapping[str, Literal["image", "audio", "video"]] = {"image": "image", "voice": "audio", "video": "video"}
-MIMES = {"image": "image/jpeg", "voice": "audio/amr", "video": "video/mp4"}
 
 # https://developer.work.weixin.qq.com/document/path/90313
 ERRORS: Errors = {
@@ -102,21 +100,6 @@ class Agent(Answer):
     """What agent/get answers."""
 
     name: str = ""
-
-
-def said(it: Mapping[str, str]) -> str:
-    """Put a message into words. `Recognition` is what a voice message says, where the platform tells."""
-    if it["MsgType"] == "location":
-        point = f"({it.get('Location_X', '')}, {it.get('Location_Y', '')})"
-        return f"Location / 位置: {it.get('Label', '')} {point}"
-    names = {"text": ("Content",), "voice": ("Recognition",), "link": ("Title", "Description", "Url")}
-    return "\n".join(filter(None, (it.get(name, "") for name in names.get(it["MsgType"], ()))))
-
-
-def attachments(it: Mapping[str, str]) -> tuple[Attachment, ...]:
-    """Return the file of a message."""
-    kind, ref = it["MsgType"], it.get("MediaId", "")
-    return (Attachment(KINDS[kind], ref, mime=MIMES[kind]),) if kind in KINDS and ref else ()
 
 
 def sent_failure(reply: Reply) -> PlatformError | None:
@@ -176,8 +159,8 @@ class WecomAdapter(WebhookAdapter[WecomSettings]):
             return Inbound(ignored="message of the system")
         if not (kind and user and id):
             raise Malformed("body: MsgType, FromUserName or MsgId is missing")
-        message = Message(id, Chat(user), user, said(it), attachments=attachments(it), locale="zh")
-        return Inbound((message,))
+        files = attachments(it, it.get("MediaId", ""))
+        return Inbound((Message(id, Chat(user), user, said(it), attachments=files, locale="zh"),))
 
     def sample(self) -> Request:
         """Return an event that holds no message."""

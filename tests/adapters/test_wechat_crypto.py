@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from wechatpy.crypto import WeChatCrypto  # type: ignore[import-untyped]
 from wechatpy.enterprise.crypto import WeChatCrypto as WecomCrypto  # type: ignore[import-untyped]
 
-from adapters.wechat_crypto import Envelope, aes_key, decrypt, document, envelope_of, fields, signature, unwrap
+from adapters.wechat_crypto import Envelope, aes_key, decrypt, signature, unwrap
+from adapters.wechat_xml import document, envelope_of, fields
 from bot.config import Secret
 from bot.errors import Malformed, Unverified
 

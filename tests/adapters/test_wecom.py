@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from wechatpy.enterprise import parse_message  # type: ignore[import-untyped]
 
-from adapters.wechat_crypto import document
+from adapters.wechat_xml import document
 from adapters.wecom import MARKDOWN, WecomAdapter, WecomSettings
 from bot.adapter import Attachment, Chat, Context, Message, Page, Request, State
 from bot.app import Magpie

@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from adapters.wechat_crypto import Envelope, document
+from adapters.wechat_crypto import Envelope
+from adapters.wechat_xml import document
 from bot.adapter import Request
 from bot.config import Secret
 from tests.adapters.tencent_server import Call, Json, Refusal, TencentServer, truncated
