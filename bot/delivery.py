@@ -155,8 +155,10 @@ class Delivery:
                 head, rest = self._cut()
             await self._put(head, last=False)
         except Throttled as error:
+            self._news.set()  # what could not be shown now is shown after the wait, also when nothing comes meanwhile
             return error.retry_after
         except Unavailable as error:
+            self._news.set()
             log.info("post delayed", error=str(error))
         except Refused as error:
             self.refused = error

@@ -109,6 +109,16 @@ async def test_a_passing_failure_while_growing_costs_nothing(error: PlatformErro
         assert bench.shown == ["Hello"]
 
 
+async def test_what_was_throttled_is_shown_although_nothing_comes_meanwhile() -> None:
+    async with context() as lent:
+        bench = Bench(lent, draft())
+        bench.adapter.failures = [Throttled("slow", 0.02), Unavailable("gone")]
+        bench.delivery.start()
+        bench.delivery.feed("Hello")
+        await bench.adapter.until(lambda: bench.shown == ["Hello"])
+        await bench.delivery.finish()
+
+
 async def test_an_outage_ends_in_unavailable_and_another_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.delivery.BACKOFF", (0.01,))
     async with context() as lent:
