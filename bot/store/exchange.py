@@ -41,7 +41,7 @@ class Exchange:
         self._numbers = itertools.count()
         self._unheard: dict[str, tuple[str, str]] = {}  # what we said and have not heard yet
         self._batch = Batch(self._notify)
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection: asyncpg.Connection[pool.Row] | None = None
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 

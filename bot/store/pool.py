@@ -31,6 +31,9 @@ AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 ABOUT_A_VALUE = ("22", "54")  # classes of https://www.postgresql.org/docs/current/errcodes-appendix.html
 
 
+Row = asyncpg.Record
+
+
 class Unknown(StoreUnavailable):
     """The connection broke in the middle of a statement: nobody knows whether it was done."""
 
@@ -46,7 +49,7 @@ def ours(error: Exception) -> Exception:
     return kind(f"PostgreSQL: {error.args[0] if error.args else name}")
 
 
-async def connect(url: str, **options: Any) -> asyncpg.Connection[asyncpg.Record]:
+async def connect(url: str, **options: Any) -> asyncpg.Connection[Row]:
     """Open a connection beside the pool. Raises StoreUnavailable."""
     settings = {**SETTINGS, **options.pop("server_settings", {})}
     try:
@@ -63,14 +66,14 @@ class Pool:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._pool: asyncpg.Pool[Row] | None = None
 
     async def open(self) -> None:
         """Connect."""
         try:
             self._pool = await asyncpg.create_pool(
                 self._url,
-                min_size=2,
+                min_size=0,
                 max_size=CONNECTIONS,
                 timeout=PATIENCE,
                 command_timeout=PATIENCE,
@@ -90,14 +93,14 @@ class Pool:
         except FAILURES:
             self._pool.terminate()
 
-    async def fetch(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
+    async def fetch(self, sql: str, *parameters: object) -> list[Row]:
         """Run a statement that may be run twice: once more when the connection breaks."""
         try:
             return await self.fetch_once(sql, *parameters)
         except Unknown:
             return await self.fetch_once(sql, *parameters)
 
-    async def fetch_once(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
+    async def fetch_once(self, sql: str, *parameters: object) -> list[Row]:
         """Run a statement; what lost a deadlock was not done and is tried again."""
         for attempt in range(RETRIES):
             try:
@@ -108,7 +111,7 @@ class Pool:
                 raise ours(error) from None
         raise StoreUnavailable("PostgreSQL: one deadlock after the other")
 
-    async def _fetch(self, sql: str, parameters: tuple[object, ...]) -> list[asyncpg.Record]:
+    async def _fetch(self, sql: str, parameters: tuple[object, ...]) -> list[Row]:
         if self._pool is None:
             raise StoreUnavailable("PostgreSQL: not connected")
         async with self._pool.acquire(timeout=PATIENCE) as connection:

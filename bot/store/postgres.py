@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-import asyncpg
 import msgspec
 
 from bot.adapter import Message, State, Turn
@@ -39,7 +38,7 @@ from bot.store import (
 from bot.store.batch import Batch
 from bot.store.bus import Ear
 from bot.store.exchange import Exchange
-from bot.store.pool import Pool, Unknown
+from bot.store.pool import Pool, Row, Unknown
 
 DONE, PARKED = 1, 2
 LIMITED = "limited"  # the reason of the first message over a person's limit, while it waits for its refusal
@@ -100,8 +99,6 @@ REPLACE = """
     UPDATE state SET value = $2, expires = clock() + $3
     WHERE key = $1 AND value = $4 AND expires > clock() RETURNING 1"""
 DELETE = "DELETE FROM state WHERE key = $1 AND value = $2 AND expires > clock() RETURNING 1"
-
-Row = asyncpg.Record
 
 
 class _Accept(NamedTuple):
