@@ -29,7 +29,7 @@ const stream = new Stream(onFrame, onConnection);
 const commands = new Map(); // message id -> command
 const gone = new Set(); // ids of messages and answers before a new conversation
 const settled = new Set(); // ids of messages that the history holds, with their answers
-const inFlight = new Set(); // ids of messages being posted
+const posting = new Map(); // message id -> how far it came: ["sending"], or ["failed", code]
 let waiting = 0; // timer of the dots
 let queue = null; // frames that come while the history is loaded
 
@@ -48,18 +48,20 @@ function submit(text) {
 
 // Post a message. The same id may be posted again and again: the bot answers it once.
 async function deliver(id, text) {
-  inFlight.add(id);
-  conversation.get(id).mark("sending");
+  progress(id, "sending");
   refresh();
   scroll.toEnd(true);
   try {
     await post({ id, text, locale: language() });
     delivered(id);
   } catch (error) {
-    failed(error, () => conversation.get(id)?.mark("failed", error.code));
-  } finally {
-    inFlight.delete(id);
+    failed(error, () => progress(id, "failed", error.code));
   }
+}
+
+function progress(id, ...state) {
+  posting.set(id, state);
+  conversation.get(id)?.mark(...state);
 }
 
 function delivered(id) {
@@ -238,8 +240,7 @@ function unanswered(turns) {
       outbox.drop([id]);
       continue;
     }
-    const state = sent ? "sent" : inFlight.has(id) ? "sending" : "failed";
-    if (!conversation.has(id)) conversation.question(id, text).mark(state);
+    if (!conversation.has(id)) conversation.question(id, text).mark(...(sent ? ["sent"] : posting.get(id) ?? ["failed"]));
     if (sent) setWaiting(true);
   }
 }
