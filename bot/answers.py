@@ -6,18 +6,21 @@ The one who writes the answer publishes it, the one who holds the request listen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 
 import msgspec
 
 from bot.adapter import AnyAdapter, Capabilities, Chat, Page, Post, Reply, State, Subscription
+from bot.errors import StoreUnavailable
 from bot.store import Store
 from bot.texts import TEXTS, say
 
 PIECE = 1000  # characters in one published frame; in the worst case (control characters) six bytes each
 ACK_WITHIN = 1.0  # seconds in which whoever holds the request says that the page went into the response
 STREAM_EVERY = 0.04  # seconds between two pieces of a streamed answer
+RECALL_EVERY = 5.0  # seconds of silence after which the store is asked: what is published may get lost
 
 
 class Frame(msgspec.Struct, omit_defaults=True):
@@ -27,6 +30,7 @@ class Frame(msgspec.Struct, omit_defaults=True):
     delta: str = ""  # what was written since the last one
     text: str = ""  # a piece of the finished answer
     done: bool = False  # the last piece
+    size: int = 0  # with the last piece: characters of the whole
     failure: str = ""
 
 
@@ -77,18 +81,28 @@ class Held:
         return self._reply
 
     async def deltas(self) -> AsyncIterator[str]:
-        if self._reply is not None:
-            return
-        async for data in self._ear:
-            frame = msgspec.json.decode(data, type=Frame)
-            if self._message not in frame.messages:
-                continue
-            self._text += frame.text
-            if frame.done:
-                self._reply = Reply(self._text, frame.failure)
-                return
-            if frame.delta:
-                yield frame.delta
+        while self._reply is None:
+            frame = await self._hear()
+            if frame is None:
+                await self._look()
+            elif self._message in frame.messages:
+                self._text += frame.text
+                if frame.done and len(self._text) == frame.size:
+                    self._reply = Reply(self._text, frame.failure)
+                elif frame.delta:
+                    yield frame.delta
+
+    async def _hear(self) -> Frame | None:
+        """Return the next frame, None when nobody says anything for a while."""
+        try:
+            async with asyncio.timeout(RECALL_EVERY):
+                return msgspec.json.decode(await anext(self._ear), type=Frame)
+        except TimeoutError:
+            return None
+
+    async def _look(self) -> None:
+        with contextlib.suppress(StoreUnavailable):  # we go on listening
+            await self.recall()
 
     async def taken(self) -> None:
         """Tell the writer that the page is in the response, so that it is not posted as well."""
@@ -120,7 +134,9 @@ class HeldPoster:
         *pieces, last = _pieces(page.text) or [""]
         frames = [Frame(self._messages, text=piece) for piece in pieces]
         async with self._state.subscribe(self._topic + "/taken") as ear:
-            await self._publish(*frames, Frame(self._messages, text=last, done=True, failure=page.failure))
+            await self._publish(
+                *frames, Frame(self._messages, text=last, done=True, size=len(page.text), failure=page.failure)
+            )
             try:
                 async with asyncio.timeout(ACK_WITHIN):
                     async for message in ear:
