@@ -30,8 +30,9 @@ format: .venv/.installed ## put the code into its form
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
 
-bench: .venv/.installed ## measure: from webhook to reply, and the parts on the way
-	@for file in benchmarks/[!_]*.py; do $(STAGE) $$file $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit; done
+bench: .venv/.installed ## measure beside bots on aiogram, python-telegram-bot and slack_bolt (20 minutes)
+	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.model_stream
 
 needs:
 	@$(STAGE) "what the tests need" sh scripts/needs chromium fonts-noto-cjk curl postgresql

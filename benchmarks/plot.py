@@ -14,7 +14,9 @@ TITLES = {"talk": "no history", "history": "100 messages of history"}
 NAMES = {"magpie": "Magpie\n(durable)", "aiogram": "aiogram", "ptb": "python-\ntelegram-bot", "bolt": "slack_bolt"}
 results = json.load(sys.stdin)
 figure, rows = plt.subplots(1, 2, figsize=(10, 4))
-for axis, column, title in zip(rows, ("rate", "cpu_us"), ("messages a second, one core", "CPU a message (µs)"), strict=True):
+for axis, column, title in zip(
+    rows, ("rate", "cpu_us"), ("messages a second, one core", "CPU a message (µs)"), strict=True
+):
     for number, (name, found) in enumerate(results.items()):
         bots = list(found)
         places = [n + (number - 0.5) * 0.38 for n in range(len(bots))]

@@ -191,7 +191,7 @@ def crowd(seconds: float) -> dict[str, Result]:
 def ack(seconds: float) -> dict[str, Result]:
     """The acknowledgement alone: stored with fsync, and the same handler storing nothing."""
     env = {"BOT_MAX_CONCURRENT": "1"}
-    plan = {"kind": "acks", "people": 64, "seconds": seconds, "delay": 1000}
+    plan: dict[str, Any] = {"kind": "acks", "people": 64, "seconds": seconds, "delay": 1000}
     return {
         "magpie": one("magpie", env=env, **plan),
         "storing nothing": one("magpie", env=env | {"MODULE": "benchmarks.unstored"}, **plan),
@@ -200,7 +200,7 @@ def ack(seconds: float) -> dict[str, Result]:
 
 def streams(seconds: float) -> dict[str, Result]:
     """Many answers at 50 tokens a second: are they late?"""
-    plan = {"kind": "streams", "rate": 50, "tokens": int(50 * max(seconds, 6)), "delay": 0.2}
+    plan: dict[str, Any] = {"kind": "streams", "rate": 50, "tokens": int(50 * max(seconds, 6)), "delay": 0.2}
     results = {f"magpie, {count}": one("magpie", people=count, **plan) for count in (200, 400, 800)}
     for count in (50, 100, 200):
         results[f"aiogram, {count}"] = one("aiogram", env={"STREAM": "1"}, people=count, **plan)
@@ -215,7 +215,7 @@ def waiting(seconds: float) -> dict[str, Result]:
 
 def stored(seconds: float) -> dict[str, Result]:
     """A million messages are stored already."""
-    plan = {"kind": "talk", "people": 50, "seconds": seconds, "warm": 1}
+    plan: dict[str, Any] = {"kind": "talk", "people": 50, "seconds": seconds, "warm": 1}
     return {"empty": one("magpie", **plan), "a million": one("magpie", stored=1_000_000, **plan)}
 
 
@@ -225,12 +225,12 @@ def start(seconds: float) -> dict[str, Result]:
         bench = Bench("magpie", directory)
         begun = time.perf_counter()
         with bench.running() as bot:
-            request = urllib.request.Request(  # noqa: S310
+            request = urllib.request.Request(
                 f"http://127.0.0.1:{bench.ports[0]}/webhooks/telegram",
                 data=b'{"update_id": 1}',
                 headers={"X-Telegram-Bot-Api-Secret-Token": "bench-secret"},
             )
-            with urllib.request.urlopen(request):  # noqa: S310
+            with urllib.request.urlopen(request):
                 first = time.perf_counter() - begun
             time.sleep(3)
             status = Path(f"/proc/{bot.pid}/status").read_text()

@@ -36,7 +36,9 @@ def main(file: str, history: int, stored: int) -> None:
     db = sqlite3.connect(file)
     insert = "INSERT INTO turns (conversation, seq, role, content, tokens, at) VALUES (?, ?, ?, ?, ?, ?)"
     talk = "INSERT INTO conversations (conversation, instance, seq) VALUES (?, 'telegram', ?)"
-    done = "INSERT INTO inbox (conversation, message, number, accepted, state, outcome) VALUES (?, ?, ?, ?, 1, 'answered')"
+    done = (
+        "INSERT INTO inbox (conversation, message, number, accepted, state, outcome) VALUES (?, ?, ?, ?, 1, 'answered')"
+    )
     chats = [chat for chat in USED if chat < 2000 + 1000 or 11000 <= chat < 12000] if history else []
     for chat in chats:
         conversation = conversation_id("telegram", Chat(str(chat)))

@@ -17,11 +17,12 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import uvloop
 
-ANSWER = "This is a short answer of twelve words to be posted now".split()
+ANSWER = ["This", "is", "a", "short", "answer", "of", "twelve", "words", "to", "be", "posted", "now"]
 LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding: *chunked")
 SECRET = "bench-secret"
@@ -37,7 +38,7 @@ class Http(asyncio.Protocol):
         self.open = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.open = False
@@ -81,11 +82,21 @@ class Model:
         self.first: dict[str, float] = {}  # when the first token of a person's answer was written
         usage = {"prompt_tokens": 50, "completion_tokens": 12, "total_tokens": 62}
         events = [_chunk({"content": word + " "}) for word in ANSWER]
-        events += [_chunk({}, "stop"), _event({"id": "1", "object": "chat.completion.chunk", "choices": [], "usage": usage})]
+        events += [
+            _chunk({}, "stop"),
+            _event({"id": "1", "object": "chat.completion.chunk", "choices": [], "usage": usage}),
+        ]
         self.stream = b"".join(events) + b"data: [DONE]\n\n"
         message = {"role": "assistant", "content": " ".join(ANSWER)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+        whole = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [choice],
+            "usage": usage,
+        }
         self.whole = json.dumps(whole).encode()
 
     def __call__(self, http: Http, path: bytes, body: bytes) -> None:
@@ -105,7 +116,9 @@ class Model:
     async def _drip(self, http: Http, body: bytes) -> None:
         person = json.loads(body)["messages"][-1]["content"]
         await asyncio.sleep(self.delay)
-        http.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        http.transport.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         start = time.perf_counter()
         self.first[person] = start
         for number in range(self.tokens):
@@ -171,7 +184,7 @@ class Telegram:
 
 def _fields(body: bytes) -> dict[str, Any]:
     if body[:1] == b"{":
-        return json.loads(body)
+        return cast(dict[str, Any], json.loads(body))
     if body[:2] == b"--":  # multipart, as aiogram sends
         parts = re.findall(rb'name="?(\w+)"?[^\r]*(?:\r\n[^\r]+)*\r\n\r\n(.*?)\r\n--', body, re.S)
         return {name.decode(): value.decode() for name, value in parts}
@@ -191,7 +204,9 @@ class Slack:
 
     def __call__(self, http: Http, path: bytes, body: bytes) -> None:
         if path.endswith(b"auth.test"):
-            return http.answer(b'{"ok":true,"user_id":"U0","bot_id":"B0","team_id":"T0","user":"b","url":"u","team":"t"}')
+            return http.answer(
+                b'{"ok":true,"user_id":"U0","bot_id":"B0","team_id":"T0","user":"b","url":"u","team":"t"}'
+            )
         if path.endswith(b"chat.postMessage"):
             chat = int(_fields(body)["channel"][1:])
             http.answer(b'{"ok":true,"channel":"D1","ts":"1.1","message":{}}')
@@ -220,7 +235,7 @@ class Caller(asyncio.Protocol):
     """One keep-alive connection to the bot's webhook."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         self.waiting: asyncio.Future[float] | None = None
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -262,7 +277,12 @@ class Run:
 
     async def ask(self, caller: Caller, chat: int, number: int) -> None:
         answered = asyncio.get_running_loop().create_future()
-        self.platform.posted[chat] = lambda: answered.done() or answered.set_result(time.perf_counter())
+
+        def posted() -> None:
+            if not answered.done():
+                answered.set_result(time.perf_counter())
+
+        self.platform.posted[chat] = posted
         body, headers = self.platform.update(chat, number)
         begun = time.perf_counter()
         self.acks.append(await caller.post(self.platform.path, body, headers) - begun)
@@ -308,7 +328,7 @@ class Run:
             await asyncio.sleep(self.plan.get("spread", 2.0) / count)
         length = self.model.tokens / self.model.rate
         deadline = time.perf_counter() + length + 20
-        while len(ended) < count and time.perf_counter() < deadline:
+        while len(ended) < count and time.perf_counter() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         firsts = [shown[chat] - self.model.first[f"hello {chat} 1"] for chat in chats if chat in shown]
         lasts = [ended[chat] - self.model.first[f"hello {chat} 1"] - length for chat in chats if chat in ended]
@@ -321,12 +341,12 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / 100
 
 
 def memory_mb(pid: int) -> float:
-    return int(re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{pid}/status").read())[1]) / 1024  # type: ignore[index]
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
 
 
 async def measure(plan: dict[str, Any]) -> dict[str, Any]:
@@ -341,7 +361,8 @@ async def measure(plan: dict[str, Any]) -> dict[str, Any]:
     if warm := plan.get("warm", 0):
         until = time.perf_counter() + warm
         await asyncio.gather(*(run.person(500 + n, until) for n in range(min(people, 50))))
-        run.waits.clear(), run.acks.clear()
+        run.waits.clear()
+        run.acks.clear()
     memory, used, begun = memory_mb(pid), cpu_seconds(pid), time.perf_counter()
     result: dict[str, Any] = {}
     if plan["kind"] == "streams":

@@ -1,4 +1,4 @@
-"""A minimal bot as Bolt for Python's documentation shows it, with a memory and the openai SDK. Keeps nothing on disk."""
+"""A minimal bot as the pages of Bolt for Python show it, with a memory and the openai SDK. Nothing on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ HISTORY = int(os.environ["HISTORY"])
 client = AsyncOpenAI(base_url=os.environ["MODEL_URL"], api_key="k", max_retries=0)
 history: defaultdict[str, deque[Any]] = defaultdict(
     lambda: deque(
-        ({"role": ("user", "assistant")[n % 2], "content": f"remembered message number {n} of this talk"} for n in range(HISTORY)),
+        (
+            {"role": ("user", "assistant")[n % 2], "content": f"remembered message number {n} of this talk"}
+            for n in range(HISTORY)
+        ),
         maxlen=HISTORY,
     )
 )
