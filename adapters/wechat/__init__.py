@@ -11,14 +11,17 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import structlog
 from pydantic import Field
 
-from adapters.wechat.shelf import Kept, Shelves
-from adapters.wechat_api import Errors, Granted, authorized, failure, media
+from adapters.wechat.errors import ADDRESS, ERRORS, NOT_PERMITTED
+from adapters.wechat.shelf import Kept, Shelf
+from adapters.wechat_api import Granted, authorized, failure, media
 from adapters.wechat_crypto import WINDOW, EncodingAESKey, Envelope, signature
+from adapters.wechat_state import change, load
 from adapters.wechat_xml import attachments, document, envelope_of, fields, said
 from bot import signing
 from bot.adapter import (
@@ -38,10 +41,11 @@ from bot.adapter import (
 )
 from bot.client import Client, Reply
 from bot.config import HttpUrl, Secret, variable
-from bot.errors import Malformed, PlatformError, Refused, Throttled, Unauthorized, Unavailable, Unverified
+from bot.errors import Malformed, PlatformError, Refused, Unverified
 from bot.markup import PLAIN, pages, utf8
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 # https://developers.weixin.qq.com/doc/service/guide/product/message/Receiving_standard_messages.html
 WITHIN = 4.5  # seconds in which an answer reaches the person in the response
@@ -66,27 +70,6 @@ PICTURE = re.compile(r"https?://((?:[\w-]+\.)?qpic\.cn/\S+)")
 PICTURE_HOSTS = (".qpic.cn",)
 UNSUPPORTED = "【收到不支持的消息类型"
 
-# https://developers.weixin.qq.com/doc/service/guide/dev/api/errorcode.html
-NOT_PERMITTED = 48001
-ERRORS: Errors = {
-    -1: (Unavailable, "the platform is busy"),
-    40001: (Unauthorized, "the app secret or the access token is not valid"),
-    40013: (Unauthorized, "the app id is not valid"),
-    40014: (Unauthorized, "the access token is not valid"),
-    40125: (Unauthorized, "the app secret is not valid"),
-    40164: (Unauthorized, "our address is not on the account's IP white list"),
-    42001: (Unauthorized, "the access token has expired"),
-    43004: (Refused, "the person does not follow the account any more"),
-    45002: (Refused, "the message is too long"),
-    45009: (Throttled, "daily quota of the API"),
-    45011: (Throttled, "rate limit of the API"),
-    45015: (Refused, "the person has not written for 48 hours"),
-    45047: (Refused, "the person has to write before more messages may be sent"),
-    NOT_PERMITTED: (Unauthorized, "the account may not send customer-service messages"),
-    50002: (Unauthorized, "the account is restricted"),
-    61004: (Unauthorized, "our address is not on the account's IP white list"),
-    89503: (Unauthorized, "an administrator has to confirm our address"),
-}
 STEPS = (
     "Open https://developers.weixin.qq.com/platform, your account, Domains and message push. / "
     "打开微信开发者平台，进入公众号的「域名与消息推送配置」。",
@@ -139,7 +122,6 @@ class WechatAdapter(WebhookAdapter[WechatSettings]):
         key = settings.encoding_aes_key
         self.envelope = Envelope(settings.token, key, settings.app_id) if key else None
         self.client = Client(settings.api_base, failure=failure(ERRORS))
-        self.shelves = Shelves(context.state, KEEP)
 
     async def stop(self) -> None:
         await self.client.close()
@@ -219,7 +201,7 @@ class WechatAdapter(WebhookAdapter[WechatSettings]):
 
     async def _fetch(self, message: Message) -> Response | None:
         """Answer with the next page of the shelf, or that it is not there yet. None: nothing is awaited."""
-        shelf = await self.shelves.get(message.user)
+        shelf = await self.shelf(message.user)
         if not (shelf.pages or shelf.awaited):
             return None
         taken = await self.context.state.get(f"tries/{message.id}")  # then it waits for its own answer
@@ -243,7 +225,7 @@ class WechatAdapter(WebhookAdapter[WechatSettings]):
 
     async def _take(self, message: Message, answered: str = "") -> Kept | None:
         """Take the next page off the person's shelf, or the next one that answers a certain message."""
-        return await self.shelves.change(message.user, lambda shelf: shelf.take(answered))
+        return await self._change(message.user, lambda shelf: shelf.take(answered))
 
     async def _given(self, message: Message, markdown: str) -> str:
         """Return what to show of an answer that was finished before: what is kept of it, else how it begins."""
@@ -256,7 +238,7 @@ class WechatAdapter(WebhookAdapter[WechatSettings]):
         if tries < TRIES:
             await asyncio.sleep(HOLD)
             return Response(status=503)  # nobody hears this any more
-        await self.shelves.change(message.user, lambda shelf: shelf.wait_for(message.id))
+        await self._change(message.user, lambda shelf: shelf.wait_for(message.id))
         return self._reply(message, STILL)
 
     async def _count(self, message: Message) -> int:
@@ -303,7 +285,7 @@ class WechatAdapter(WebhookAdapter[WechatSettings]):
         """
         spoken = await self._may_speak() != "no" and await self._said(chat, page.text)
         kept = Kept(page.key, page.text, page.reply_to)
-        await self.shelves.change(chat.id, lambda shelf: shelf.settle(kept) if spoken else shelf.put(kept))
+        await self._change(chat.id, lambda shelf: shelf.settle(kept) if spoken else shelf.put(kept))
         return page.key
 
     async def _said(self, chat: Chat, text: str) -> bool:
@@ -335,6 +317,13 @@ class WechatAdapter(WebhookAdapter[WechatSettings]):
         return await authorized(
             self.context.state, self._token, lambda token: media(self.client, token, attachment.ref, limit, ERRORS)
         )
+
+    async def shelf(self, user: str) -> Shelf:
+        """Return what a person may fetch now."""
+        return await load(self.context.state, f"shelf/{user}", Shelf)
+
+    async def _change(self, user: str, how: Callable[[Shelf], T]) -> T:
+        return await change(self.context.state, f"shelf/{user}", Shelf, how, KEEP)
 
     async def _may_speak(self) -> str:
         """Return "yes", "no", or "" as long as it is not known whether the account may write by itself."""
@@ -404,6 +393,6 @@ class WechatAdapter(WebhookAdapter[WechatSettings]):
         app, secret, base = (variable(self.context.instance, name) for name in ("app_id", "app_secret", "api_base"))
         if not isinstance(error, Refused):
             return f"check {base} and the network, then try again"
-        if error.code in (40164, 61004, 89503):
+        if error.code in ADDRESS:
             return "add that address to the account's IP white list in the console"
         return f"check {app} and {secret}: both must be of the same account"

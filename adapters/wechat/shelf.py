@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import msgspec
-
-from bot.adapter import State, decode
-
-T = TypeVar("T")
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -47,26 +40,3 @@ class Shelf(msgspec.Struct, omit_defaults=True):
         """Note that the person has got an answer."""
         if self.awaited == page.message:
             self.awaited = ""
-
-
-class Shelves:
-    """One shelf a person. What lies there is gone after `ttl` seconds without a change."""
-
-    def __init__(self, state: State, ttl: float) -> None:
-        self._state = state
-        self._ttl = ttl
-
-    async def get(self, user: str) -> Shelf:
-        """Return a person's shelf as it is now."""
-        return decode(await self._state.get(f"shelf/{user}") or "{}", Shelf)
-
-    async def change(self, user: str, change: Callable[[Shelf], T]) -> T:
-        """Change a person's shelf, whoever else does so at the same time."""
-        key = f"shelf/{user}"
-        while True:
-            before = await self._state.get(key)
-            shelf = decode(before or "{}", Shelf)
-            result = change(shelf)
-            after = msgspec.json.encode(shelf).decode() if shelf != Shelf() else None
-            if after == before or await self._state.swap(key, before, after, self._ttl):
-                return result

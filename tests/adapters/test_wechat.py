@@ -185,7 +185,7 @@ async def test_the_sample_is_an_event(mode: Mode) -> None:
 async def test_a_late_page_is_posted_where_the_account_may(adapter: WechatAdapter, wechat: WechatServer) -> None:
     await adapter.send(CHAT, PAGE)
     assert wechat.shown[ANN] == ["你好 & <b>"]
-    assert not (await adapter.shelves.get(ANN)).pages
+    assert not (await adapter.shelf(ANN)).pages
 
 
 async def test_the_access_token_is_shared_by_replicas(adapter: WechatAdapter, wechat: WechatServer) -> None:
@@ -230,7 +230,7 @@ async def test_what_is_refused_is_kept_once(adapter: WechatAdapter, wechat: Wech
     wechat.script(SEND, Refusal(code, "no"), Refusal(code, "no"))
     await adapter.send(CHAT, PAGE)
     await adapter.send(CHAT, PAGE)
-    assert [page.text for page in (await adapter.shelves.get(ANN)).pages] == [PAGE.text]
+    assert [page.text for page in (await adapter.shelf(ANN)).pages] == [PAGE.text]
     assert await adapter._may_speak() == ("no" if code == 48001 else "")
 
 
@@ -241,7 +241,7 @@ async def test_an_account_that_may_not_is_not_asked_again(adapter: WechatAdapter
     await adapter.typing(CHAT)
     await adapter.send(CHAT, PAGE)
     assert len(wechat.calls) == 2  # the token, and one attempt
-    assert (await adapter.shelves.get(ANN)).pages
+    assert (await adapter.shelf(ANN)).pages
 
 
 async def test_a_picture_is_fetched_without_a_token(adapter: WechatAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,7 @@ async def shelved(magpie: Magpie, count: int = 1) -> None:
     """Wait until so many pages are kept for Ann."""
     adapter = magpie.adapters["wechat"]
     assert isinstance(adapter, WechatAdapter)
-    while len((await adapter.shelves.get(ANN)).pages) < count:
+    while len((await adapter.shelf(ANN)).pages) < count:
         await asyncio.sleep(0.01)
 
 
