@@ -22,7 +22,7 @@ history: defaultdict[int, deque[Any]] = defaultdict(
             {"role": ("user", "assistant")[n % 2], "content": f"remembered message number {n} of this talk"}
             for n in range(HISTORY)
         ),
-        maxlen=HISTORY,
+        maxlen=HISTORY or 20,
     )
 )
 dispatcher = Dispatcher()
