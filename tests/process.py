@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -23,14 +23,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Process:
-    """`python -m bot serve` with its own settings; `env` beats the defaults."""
+SERVE = ("-m", "bot", "serve")
 
-    def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
+
+class Process:
+    """`python -m bot serve` with its own settings; `env` beats the defaults, `program` is what Python runs."""
+
+    def __init__(self, directory: Path, env: Mapping[str, str], program: Sequence[str] = SERVE) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = directory / "magpie.log"
         self._directory = directory
+        self._program = program
         self._env = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
@@ -46,7 +50,7 @@ class Process:
         """Start and wait until it takes messages."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "bot", "serve", cwd=self._directory, env=self._env, stdout=log, stderr=log
+                sys.executable, *self._program, cwd=self._directory, env=self._env, stdout=log, stderr=log
             )
         async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
             while not await self._ready(session):
