@@ -154,16 +154,16 @@ class Gateway:
     async def _connection(self) -> int | None:
         url = self._session.url or await self._address()
         async with self._rest.client.session.ws_connect(
-            f"{url.rstrip('/')}/?v=10&encoding=json", timeout=TIMES, max_msg_size=LARGEST
+            f"{url.rstrip('/')}/?v=10&encoding=json", timeout=TIMES, max_msg_size=LARGEST, autoclose=False
         ) as socket:
             try:
                 async for message in socket:
                     if message.type is aiohttp.WSMsgType.TEXT:
                         await self._take(socket, decode(message.data, Frame))
+                return socket.close_code  # now: when our own close finds the line cut, it puts another in its place
             finally:
                 await self._stop_beating()
                 await socket.close(code=RESUMABLE)
-        return socket.close_code
 
     async def _address(self) -> str:
         """Ask where the gateway is, and wait there while no session may be begun."""

@@ -47,7 +47,7 @@ def failure(reply: Reply) -> PlatformError | None:
         return None
     failed = reply.json(Failed)
     reason = f"{reply.status} {failed.message} ({failed.code})"  # `errors`, which may repeat our text, is left out
-    if reply.status == 429:
+    if reply.status == 429 and failed.code not in POST_GONE:
         return Limited(reason, failed.retry_after or reply.retry_after or 1.0, failed.everywhere)
     if reply.status >= 500:
         return Unavailable(reason)
