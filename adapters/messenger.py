@@ -62,9 +62,9 @@ CODES: Codes = {
     1200: Meaning(Unavailable, "Messenger is down for a moment"),
 }
 
-MENU = {  # by locale; Messenger shows it beside the field where people write
+MENU = {  # by locale: commands, in the language of which they are answered, and what people read
     "default": {"/help": "What I can do", "/reset": "Forget our conversation", "/retry": "Answer again"},
-    "zh_CN": {"/help": "使用说明", "/reset": "忘掉之前的对话", "/retry": "重新回答"},
+    "zh_CN": {"/帮助": "使用说明", "/重置": "忘掉之前的对话", "/重试": "重新回答"},
 }
 
 STEPS = (

@@ -77,9 +77,10 @@ def batch(parts: Iterable[Callable[[], Inbound]]) -> Inbound:
             broken = error
     if broken and not read:
         raise broken
+    reasons = dict.fromkeys(inbound.ignored for inbound in read if inbound.ignored)
     return Inbound(
         messages=tuple(message for inbound in read for message in inbound.messages),
-        ignored="; ".join(dict.fromkeys(inbound.ignored for inbound in read if inbound.ignored)) or "no event",
+        ignored="; ".join(reasons) or ("" if read else "no event"),
         moved=next((inbound.moved for inbound in read if inbound.moved), None),
     )
 

@@ -174,8 +174,8 @@ def words(it: Incoming) -> str:
         choice = it.interactive.button_reply or it.interactive.list_reply or Choice()
         return meta.pressed(choice.id, choice.title)
     if it.location:
-        place = filter(None, (it.location.name, it.location.address))
-        return f"Location / 位置: {', '.join(place)} ({it.location.latitude}, {it.location.longitude})"
+        point = f"({it.location.latitude}, {it.location.longitude})"
+        return " ".join(filter(None, ("Location / 位置:", it.location.name, it.location.address, point)))
     return "\n".join(file.caption for file in (getattr(it, name) for name in FILES) if file)
 
 
