@@ -7,7 +7,7 @@ STAGE := sh scripts/stage
 
 export WITHOUT
 
-.PHONY: help run install test check format bench needs
+.PHONY: help run install test check format bench soak needs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ format: .venv/.installed ## put the code into its form
 bench: .venv/.installed ## measure beside bots on aiogram, python-telegram-bot and slack_bolt (20 minutes)
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.model_stream
+
+soak: .venv/.installed needs ## some minutes of kills, outages and redelivery, then a check of the promises
+	@$(BIN)/python -m benchmarks.soak
 
 needs:
 	@$(STAGE) "what the tests need" sh scripts/needs chromium fonts-noto-cjk curl postgresql
