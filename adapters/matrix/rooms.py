@@ -1,0 +1,116 @@
+"""What cannot be seen in an event: who is in its room, and what the message says that it answers.
+
+The homeserver is asked when that is first needed. What it said is kept for a while, and kept up by the events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+import msgspec
+
+from adapters.matrix.events import Event, no_question, spoken
+from bot.client import Reply
+from bot.errors import PlatformError, Refused, Unauthorized
+
+T = TypeVar("T")
+KNOWN_FOR = 300.0  # seconds; another replica may get the event that says who came or went
+PATIENCE = 10.0  # seconds; the homeserver waits for us meanwhile
+
+
+class Kept(dict[str, tuple[float, T]], Generic[T]):
+    """Values that are forgotten after a while."""
+
+    def now(self, key: str) -> T | None:
+        """Return a value that is not too old."""
+        until, value = self.get(key, (0.0, None))
+        return value if until > time.monotonic() else None
+
+    def keep(self, key: str, value: T) -> None:
+        """Keep a value, and forget the old ones."""
+        now = time.monotonic()
+        for old in [old for old, (until, _) in self.items() if until <= now]:
+            del self[old]
+        self[key] = (now + KNOWN_FOR, value)
+
+
+class Profile(msgspec.Struct):
+    """How somebody calls themselves in a room."""
+
+    display_name: str | None = None
+
+
+class Joined(msgspec.Struct):
+    """https://spec.matrix.org/v1.16/client-server-api/#get_matrixclientv3roomsroomidjoined_members"""
+
+    joined: dict[str, Profile]
+
+
+class Rooms:
+    """The rooms that we have heard of lately. `get(room, what)` asks the homeserver. `me` is our user id."""
+
+    def __init__(self, get: Callable[..., Awaitable[Reply]], me: str) -> None:
+        self._get = get
+        self._me = me
+        self._members: Kept[dict[str, str]] = Kept()
+        self._quotes: Kept[str] = Kept()
+
+    def members(self, room: str) -> Mapping[str, str] | None:
+        """Return the members' display names by their ids: none where we are not in, None when that is not known."""
+        return self._members.now(room)
+
+    def quote(self, event: str) -> str:
+        """Return what a message says, "" when that is not known."""
+        return self._quotes.now(event) or ""
+
+    async def prepare(self, events: Iterable[Event]) -> None:
+        """Learn what has to be known of events, as far as the homeserver answers now."""
+        asked: dict[str, Awaitable[None]] = {}
+        for event in events:
+            self._follow(event)
+            if no_question(event, self._me):
+                continue
+            if self.members(event.room_id) is None:
+                asked.setdefault(event.room_id, self._try(self.learn(event.room_id)))
+            if event.answered and self._quotes.now(event.answered) is None:
+                asked.setdefault(event.answered, self._try(self._learn_quote(event.room_id, event.answered)))
+        await asyncio.gather(*asked.values())
+
+    async def learn(self, room: str) -> None:
+        """Ask who is in a room. Raises PlatformError."""
+        members: dict[str, str] = {}
+        try:
+            joined = (await self._get(room, "joined_members", timeout=PATIENCE)).json(Joined).joined
+            members = {user: profile.display_name or "" for user, profile in joined.items()}
+        except Unauthorized:
+            raise
+        except Refused:
+            pass  # we are not in it
+        self._members.keep(room, members)
+
+    async def _learn_quote(self, room: str, id: str) -> None:
+        """https://spec.matrix.org/v1.16/client-server-api/#get_matrixclientv3roomsroomideventeventid"""
+        event = (await self._get(room, "event", id, timeout=PATIENCE)).json(Event)
+        edit = event.unsigned and event.unsigned.relations and event.unsigned.relations.replace
+        self._quotes.keep(id, edit.content.new_content.body if edit and edit.content.new_content else spoken(event)[1])
+
+    @staticmethod
+    async def _try(asking: Awaitable[None]) -> None:
+        with suppress(PlatformError):
+            await asking
+
+    def _follow(self, event: Event) -> None:
+        """Keep up with who comes and goes."""
+        if event.type != "m.room.member" or event.state_key is None:
+            return
+        members = self._members.now(event.room_id)
+        if event.state_key == self._me:
+            self._members.pop(event.room_id, None)
+        elif members and event.content.membership == "join":
+            members[event.state_key] = event.content.displayname or ""
+        elif members:
+            members.pop(event.state_key, None)
