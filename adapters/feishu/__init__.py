@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import secrets
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -208,8 +209,10 @@ class FeishuAdapter(WebhookAdapter[FeishuSettings]):
     # -- outbound
 
     async def send(self, chat: Chat, page: Page) -> str:
-        """Post a card, or a plain message where cards are refused."""
-        return await self._whole(chat, page, "send")
+        """Post a card, or a plain message where cards are refused; finish the card whose message we never heard of."""
+        if await self.context.state.get(begun(page)) is None:
+            return await self._whole(chat, page, "send")
+        return await self.edit(chat, Post(await self.begin(chat, page)), page, True)
 
     async def _whole(self, chat: Chat, page: Page, what: str) -> str:
         try:
@@ -225,25 +228,24 @@ class FeishuAdapter(WebhookAdapter[FeishuSettings]):
         Returns the ids of message and card, and when the card was made.
         """
         if time.monotonic() < self._streams_from:
-            return await self.send(chat, page)
+            return await self._whole(chat, page, "send")
         try:
             made = await self._made(page)
             shown = as_json({"type": "card", "data": {"card_id": made.split()[0]}})
             return f"{await self._post(chat, 'interactive', shown, idempotency(page, 'begin'))} {made}"
         except Refused:
-            id = await self.send(chat, page)  # raises when it is the chat that is refused, not the stream
+            id = await self._whole(chat, page, "send")  # raises when it is the chat that is refused, not the stream
             self._streams_from = time.monotonic() + STREAMS_PAUSE
             return id
 
     async def _made(self, page: Page) -> str:
         """Make a card; the same for every attempt, as the message with it is sent only once."""
-        key = f"card/{idempotency(page, 'begin')}"
-        made = await self.context.state.get(key)
+        made = await self.context.state.get(begun(page))
         if made is None:
             body = {"type": "card_json", "data": card(page.text, growing())}
             created = await self._call("POST", "/cardkit/v1/cards", Answer[Created], body)
-            made = f"{created.data.card_id} {milliseconds()}"
-            await self.context.state.set(key, made, UUID_LIVES)
+            made = f"{created.data.card_id} {self._tick()}"
+            await self.context.state.set(begun(page), made, UUID_LIVES)
         return made
 
     async def edit(self, chat: Chat, post: Post, page: Page, last: bool) -> str:
@@ -288,8 +290,12 @@ class FeishuAdapter(WebhookAdapter[FeishuSettings]):
 
         The number is the milliseconds since the card was made.
         """
+        await self._call(method, path, msgspec.Raw, body | {"sequence": max(self._tick() - born, 1)})
+
+    def _tick(self) -> int:
+        """Return the milliseconds since 1970, never the same number twice."""
         self._clock = max(self._clock + 1, milliseconds())
-        await self._call(method, path, msgspec.Raw, body | {"sequence": max(self._clock - born, 1)})
+        return self._clock
 
     async def _replace(self, id: str, page: Page) -> str:
         """Replace a card that does not stream: https://open.feishu.cn/document/server-docs/im-v1/message-card/patch"""
@@ -400,4 +406,9 @@ def bearer(token: str) -> dict[str, str]:
 
 def idempotency(page: Page, what: str) -> str:
     """Return the `uuid` (at most 50 characters) with which one message is sent once, however often it is tried."""
-    return hashlib.sha256(f"{what}/{page.key}".encode()).hexdigest()[:40]
+    return hashlib.sha256(f"{what}/{page.key or secrets.token_hex()}".encode()).hexdigest()[:40]
+
+
+def begun(page: Page) -> str:
+    """Return the key of the state under which the card of a page that grows is kept."""
+    return f"card/{page.key}"

@@ -184,7 +184,8 @@ def spoken(text: str, mentions: Mapping[str, str]) -> str:
 
 def attached(incoming: Incoming, content: Content) -> Iterator[Attachment]:
     """Yield the files of a message, and the pictures inside of a post."""
-    kind, key = incoming.message_type, content.image_key or content.file_key
+    kind = incoming.message_type
+    key = content.image_key if kind == "image" else content.file_key  # a video's picture is its cover
     if kind in KINDS and key:
         name = content.file_name or ""
         mime = MIMES.get(kind) or mimetypes.guess_type(name)[0] or ""
