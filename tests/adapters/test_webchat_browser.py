@@ -112,6 +112,11 @@ class Desk:
         await self.input.fill(text)
         await self.input.press("Enter")
 
+    async def shows(self, *texts: str) -> None:
+        """Expect just these answers."""
+        await expect(self.answers).to_have_count(len(texts))
+        await expect(self.answers).to_contain_text(texts)
+
     async def finished(self) -> Locator:
         await expect(self.answers.last).not_to_have_class(re.compile("growing"))
         await expect(self.page.locator("body")).not_to_have_class(re.compile("busy"))
@@ -225,18 +230,18 @@ async def test_stop(browser: Browser, how: str) -> None:
         await expect(answer).to_contain_text("first half")
         await expect(at.questions).to_have_count(1)
         await at.page.reload()
-        await expect(at.answers).to_contain_text(["first half"])
+        await at.shows("first half")
 
 
 async def test_retry_replaces_the_last_answer(browser: Browser) -> None:
     async with desk(browser) as at:
         await expect(await at.ask("hello")).to_contain_text("Answer 1 to hello")
         await at.answers.last.get_by_role("button", name="Answer again").click()
-        await expect(at.answers).to_contain_text(["Answer 2 to hello"])
+        await at.shows("Answer 2 to hello")
         await at.finished()
         await expect(at.questions).to_have_count(1)
         await at.page.reload()
-        await expect(at.answers).to_contain_text(["Answer 2 to hello"])
+        await at.shows("Answer 2 to hello")
 
 
 @pytest.mark.parametrize("writing", [False, True])
@@ -263,7 +268,7 @@ async def test_commands_typed_by_hand_do_what_the_buttons_do(browser: Browser) -
     async with desk(browser) as at:
         await at.ask("hello")
         await at.write("/retry")
-        await expect(at.answers).to_contain_text(["Answer 2 to hello"])
+        await at.shows("Answer 2 to hello")
         await expect(await at.ask("/help")).to_contain_text("/reset")
         await at.write("/新对话")
         await expect(at.page.locator("#welcome")).to_be_visible()
@@ -272,7 +277,7 @@ async def test_commands_typed_by_hand_do_what_the_buttons_do(browser: Browser) -
 async def test_suggestions_are_sent(browser: Browser) -> None:
     async with desk(browser) as at:
         await at.page.get_by_role("button", name="What can you do?").click()
-        await expect(at.answers).to_contain_text(["Answer 1 to What can you do?"])
+        await at.shows("Answer 1 to What can you do?")
         await expect(at.input).to_be_focused()
 
 
@@ -314,11 +319,33 @@ async def test_a_reload_in_the_middle_of_an_answer(browser: Browser) -> None:
         await expect(at.questions).to_have_count(1)
         await expect(at.page.locator(".waiting")).to_be_visible()
         at.bird.gate.set()
-        await expect(at.answers).to_contain_text(["first half, second half"])
+        await at.shows("first half, second half")
         await at.finished()
         await at.page.reload()
         await expect(at.questions).to_have_count(1)
         await expect(at.page.locator(".waiting")).to_have_count(0)
+
+
+async def test_an_answer_that_is_faster_than_the_history_is_shown_once(browser: Browser) -> None:
+    answered = asyncio.Event()
+
+    async def late(route: Route) -> None:
+        await answered.wait()
+        await route.continue_()
+
+    async with desk(browser) as at:
+        await at.page.route("**/history", late)
+        async with at.page.expect_request("**/history"):
+            await at.page.reload()
+        async with at.page.expect_response("**/webhooks/webchat"):
+            await at.write("hello")
+        while at.magpie.dispatcher.busy:
+            await asyncio.sleep(0.01)
+        answered.set()
+        await at.shows("Answer 1 to hello")
+        await at.ask("next")
+        await expect(at.questions.locator(".bubble")).to_have_text(["hello", "next"])
+        await at.shows("Answer 1 to hello", "Answer 2 to next")
 
 
 async def test_two_tabs_show_the_same(browser: Browser) -> None:
@@ -328,7 +355,7 @@ async def test_two_tabs_show_the_same(browser: Browser) -> None:
         await expect(other.page.locator("#welcome")).to_be_visible()
         await at.ask("hello")
         await expect(other.questions).to_have_count(1)
-        await expect(other.answers).to_contain_text(["Answer 1 to hello"])
+        await other.shows("Answer 1 to hello")
         await at.write("/reset")
         await expect(other.page.locator("#welcome")).to_be_visible()
 
@@ -347,7 +374,7 @@ async def test_what_was_not_sent_can_be_sent_again_and_is_answered_once(browser:
         await at.page.unroute("**/webhooks/webchat")
         await at.page.get_by_role("button", name="Try again").click()
         await at.page.get_by_role("button", name="Try again").wait_for(state="detached")
-        await expect(at.answers).to_contain_text(["Answer 1 to hello"])
+        await at.shows("Answer 1 to hello")
         await at.ask("next")
         assert len(at.bird.model.asked) == 2
 
@@ -360,7 +387,7 @@ async def test_what_was_not_sent_survives_a_reload(browser: Browser) -> None:
         await at.page.unroute("**/webhooks/webchat")
         await at.page.reload()
         await at.page.get_by_role("button", name="Try again").click()
-        await expect(at.answers).to_contain_text(["Answer 1 to hello"])
+        await at.shows("Answer 1 to hello")
 
 
 async def test_a_limit_is_explained(browser: Browser) -> None:
@@ -731,11 +758,16 @@ async def test_a_growing_text_ends_up_as_if_it_came_at_once(browser: Browser, nu
 
 async def test_a_long_answer_is_not_made_again_and_again(browser: Browser) -> None:
     async with desk(browser) as at:
-        made, there = await at.page.evaluate(
+        made, there, read = await at.page.evaluate(
             """async (source) => {
               const { Growing } = await import("/webhooks/webchat/markdown.js");
               const element = document.createElement("div");
-              let made = 0;
+              let [made, read] = [0, 0];
+              const split = String.prototype.split;
+              String.prototype.split = function (...by) {
+                read += this.length;
+                return split.apply(this, by);
+              };
               const watch = new MutationObserver(() => {});
               watch.observe(element, { childList: true });
               const growing = new Growing(element);
@@ -743,12 +775,13 @@ async def test_a_long_answer_is_not_made_again_and_again(browser: Browser) -> No
                 growing.update(source.slice(0, end));
                 made += watch.takeRecords().reduce((sum, record) => sum + record.addedNodes.length, 0);
               }
-              return [made, element.childElementCount];
+              return [made, element.childElementCount, read / source.length];
             }""",
             LONG * 5,
         )
         assert there >= 395
         assert made < there * 5
+        assert read < 20
 
 
 async def test_no_text_is_lost_by_colouring(browser: Browser) -> None:

@@ -39,8 +39,6 @@ const TEXTS = {
   retry: ["Answer again", "重新回答"],
   table: ["Table", "表格"],
   code: ["Code", "代码"],
-  image: ["Picture", "图片"],
-  stopped: ["Stopped", "已停止"],
   offline: ["You are offline. Messages are kept here.", "网络已断开，消息会先保留在这里。"],
   reconnecting: ["The connection was lost; connecting again…", "连接中断，正在重新连接…"],
   // refusals, by code
