@@ -271,7 +271,7 @@ async def die(magpie: Magpie, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_lost_replica_is_replaced(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten_leases(monkeypatch, 1.0)
+    shorten_leases(monkeypatch, 2.0)
     gate = Gate()
     async with replicas(database, gate.script) as both:
         await both.say(0, "hello")
@@ -287,7 +287,7 @@ async def test_a_lost_replica_is_replaced(database: str, monkeypatch: pytest.Mon
 async def test_a_complete_answer_is_posted_by_the_other_replica_and_not_bought_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shorten_leases(monkeypatch, 1.0)
+    shorten_leases(monkeypatch, 2.0)
     async with replicas(database) as both:
         posting = asyncio.Event()
 
@@ -305,13 +305,13 @@ async def test_a_complete_answer_is_posted_by_the_other_replica_and_not_bought_a
 
 
 async def test_a_replica_that_works_keeps_its_conversation(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow answer takes many times the lease; nobody takes it over."""
-    shorten_leases(monkeypatch, 0.6)
+    """An answer that takes longer than the lease is not taken over."""
+    shorten_leases(monkeypatch, 3.0)
     gate = Gate()
     async with replicas(database, gate.script) as both:
         await both.say(0, "hello")
         await gate.asked.wait()
-        await asyncio.sleep(2)
+        await asyncio.sleep(4)  # the lease is meant to run out
         assert both.magpies[1].dispatcher.busy == 0
         gate.open.set()
         await both.until(both.settled("begin hello end"))
@@ -378,7 +378,7 @@ async def ready(magpie: Magpie) -> int:
 # -- real processes -------------------------------------------------------------------------------------------------
 
 SHORT_LEASES = (
-    "import bot.store; bot.store.LEASE = 3; from bot.cli import main; import sys; sys.argv[1:] = ['serve']; main()"
+    "import bot.store; bot.store.LEASE = 5; from bot.cli import main; import sys; sys.argv[1:] = ['serve']; main()"
 )
 
 

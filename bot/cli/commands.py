@@ -149,3 +149,74 @@ def new_adapter(
     from bot.cli import new_adapter
 
     new_adapter.run(name, into)
+
+
+@app.command(
+    help=say("Copy a SQLite file's contents into PostgreSQL.", "把 SQLite 文件的内容复制到 PostgreSQL。"),
+    epilog=example("magpie migrate data/magpie.db postgresql://user:password@host/name"),
+)
+def migrate(
+    source: Annotated[
+        str, typer.Argument(help=say("The file, or its sqlite:/// address.", "文件路径，或 sqlite:/// 地址。"))
+    ],
+    target: Annotated[str, typer.Argument(help=say("A postgresql:// address.", "postgresql:// 地址。"))],
+) -> None:
+    from bot.cli import migrate
+
+    migrate.run(source, target)
+
+
+inbox = typer.Typer(
+    help=say("Messages that were given up: look at them, try again, drop them.", "查看、重试或丢弃已搁置的消息。"),
+    no_args_is_help=True,
+)
+app.add_typer(inbox, name="inbox")
+
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="[ID]...", help=say("As `list` shows them.", "`list` 所显示的编号。"))
+]
+All = Annotated[bool, typer.Option("--all", help=say("All of them.", "全部。"))]
+
+
+@inbox.command(
+    "list",
+    help=say("List what was given up, and why.", "列出已搁置的消息及原因。"),
+    epilog=example("magpie inbox list"),
+)
+def inbox_list() -> None:
+    from bot.cli import inbox
+
+    inbox.list_all()
+
+
+@inbox.command(
+    "show", help=say("Show one, with its text.", "显示一条及其内容。"), epilog=example("magpie inbox show 3f9a0c1d2e")
+)
+def inbox_show(
+    identity: Annotated[str, typer.Argument(metavar="ID", help=say("As `list` shows it.", "`list` 所显示的编号。"))],
+) -> None:
+    from bot.cli import inbox
+
+    inbox.show(identity)
+
+
+@inbox.command(
+    "retry",
+    help=say("Try again. An answer that was written already is only delivered.", "重试。已写好的回答只会重新投递。"),
+    epilog=example("magpie inbox retry 3f9a0c1d2e", "magpie inbox retry --all"),
+)
+def inbox_retry(ids: Ids = None, everything: All = False) -> None:
+    from bot.cli import inbox
+
+    inbox.retry(ids or [], everything)
+
+
+@inbox.command(
+    "drop",
+    help=say("Give up for good; the text is deleted.", "彻底放弃，内容会被删除。"),
+    epilog=example("magpie inbox drop 3f9a0c1d2e"),
+)
+def inbox_drop(ids: Ids = None, everything: All = False) -> None:
+    from bot.cli import inbox
+
+    inbox.drop(ids or [], everything)

@@ -11,7 +11,7 @@ from bot import log, registry
 from bot.adapter import AnyAdapter, Context
 from bot.cli.report import fail
 from bot.cli.speech import language, say
-from bot.config import Environment
+from bot.config import BotSettings, Environment
 from bot.errors import ConfigError, MagpieError
 from bot.registry import Config
 from bot.store import Store, open_store
@@ -40,6 +40,21 @@ def chosen(name: str) -> list[str]:
         problem = say(f'"{name}" is not in BOT_ADAPTERS ({known})', f"BOT_ADAPTERS（{known}）中没有 “{name}”")
         raise fail([problem, say(f"add it: magpie setup {name}", f"添加：magpie setup {name}")])
     return [instances[name]]
+
+
+@asynccontextmanager
+async def store() -> AsyncIterator[Store]:
+    """Open the database that BOT_DATABASE_URL names; nothing else of the settings matters. Raises StoreUnavailable."""
+    env = Environment.load()
+    bot = env.read(BotSettings, "bot")
+    if bot is None:
+        raise fail(env.problems)
+    store = open_store(bot.database_url)
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
 
 
 @asynccontextmanager

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-import asyncpg
 import structlog
 
 from bot.errors import StoreUnavailable
@@ -41,7 +40,7 @@ class Exchange:
         self._numbers = itertools.count()
         self._unheard: dict[str, tuple[str, str]] = {}  # what we said and have not heard yet
         self._batch = Batch(self._notify)
-        self._connection: asyncpg.Connection[pool.Row] | None = None
+        self._connection: pool.Session | None = None
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 

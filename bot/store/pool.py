@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, TypeAlias
 
 from bot.errors import ConfigError, StoreUnavailable
 
@@ -32,6 +32,7 @@ ABOUT_A_VALUE = ("22", "54")  # classes of https://www.postgresql.org/docs/curre
 
 
 Row = asyncpg.Record
+Session: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 class Unknown(StoreUnavailable):
@@ -49,7 +50,7 @@ def ours(error: Exception) -> Exception:
     return kind(f"PostgreSQL: {error.args[0] if error.args else name}")
 
 
-async def connect(url: str, **options: Any) -> asyncpg.Connection[Row]:
+async def connect(url: str, **options: Any) -> Session:
     """Open a connection beside the pool. Raises StoreUnavailable."""
     settings = {**SETTINGS, **options.pop("server_settings", {})}
     try:

@@ -175,9 +175,9 @@ class PostgresStore:
             [arrival.conversation for arrival in arrivals],
             [arrival.instance for arrival in arrivals],
             owners,
-            [_clean(arrival.message.id) for arrival in arrivals],
+            [clean(arrival.message.id) for arrival in arrivals],
             [payload for call in calls for payload in call.payloads],
-            [_clean(arrival.person) for arrival in arrivals],
+            [clean(arrival.person) for arrival in arrivals],
             [arrival.per_minute for arrival in arrivals],
         )
         receipts = (_receipt(arrival, row, ticket) for arrival, row in zip(arrivals, rows, strict=True))
@@ -231,7 +231,7 @@ class PostgresStore:
         if forget:
             lane.window_start = lane.seq + 1
         call = _Complete(
-            lane, owner, _encoded(lane.draft), lane.window_start, entries, _clean(payer), spent, discard, forget
+            lane, owner, _encoded(lane.draft), lane.window_start, entries, clean(payer), spent, discard, forget
         )
         total = await self._completes.do(call)
         lane.seq += len(entries)
@@ -251,10 +251,10 @@ class PostgresStore:
             *_costs(call.spent for call in calls),
             *_slices(len(call.entries) for call in calls),
             [entry.turn.role for entry in entries],
-            [_clean(entry.turn.content) for entry in entries],
+            [clean(entry.turn.content) for entry in entries],
             [entry.tokens for entry in entries],
-            [_clean(entry.person) or None for entry in entries],
-            [_clean(entry.model) or None for entry in entries],
+            [clean(entry.person) or None for entry in entries],
+            [clean(entry.model) or None for entry in entries],
             *_costs(entry.spent for entry in entries),
             self._everybody,
             EVERYBODY,
@@ -275,17 +275,17 @@ class PostgresStore:
             LEASE,
             *_leases(calls),
             *_slices(len(call.outcomes) for call in calls),
-            [_clean(outcome.message) for outcome in outcomes],
+            [clean(outcome.message) for outcome in outcomes],
             [PARKED if outcome.parked else DONE for outcome in outcomes],
             [outcome.outcome for outcome in outcomes],
-            [_clean(outcome.reason) or None for outcome in outcomes],
+            [clean(outcome.reason) or None for outcome in outcomes],
             [outcome.turn or None for outcome in outcomes],
         )
         return [_lost() if row["result"] == "lost" else row["result"] == "more" for row in rows]
 
     async def postpone(self, lane: Lane, owner: str, seconds: float, failed: bool = True) -> None:
         tried = lane.draft.answers if lane.draft else [waiting.message.id for waiting in lane.waiting]
-        ids = [_clean(message) for message in tried] if failed else []
+        ids = [clean(message) for message in tried] if failed else []
         reply = _encoded(lane.draft)
         rows = await self._pool.fetch(POSTPONE, lane.conversation, owner, lane.lease, float(seconds), reply, ids)
         if not rows[0]["postpone"]:
@@ -302,20 +302,20 @@ class PostgresStore:
         return [Turn(role, content) for role, content in reversed(rows)]
 
     async def answer(self, conversation: str, message: str) -> tuple[str, str, Turn | None]:
-        rows = await self._pool.fetch(ANSWER, conversation, _clean(message))
+        rows = await self._pool.fetch(ANSWER, conversation, clean(message))
         if not rows:
             return "", "", None
         outcome, reason, role, content = rows[0]
         return outcome or "", reason or "", Turn(role, content) if role else None
 
     async def used(self, person: str) -> Used:
-        rows = await self._pool.fetch(USED, EVERYBODY if person == EVERYBODY[0] else [_clean(person)])
+        rows = await self._pool.fetch(USED, EVERYBODY if person == EVERYBODY[0] else [clean(person)])
         return Used(*rows[0])
 
     # -- housekeeping ---------------------------------------------------------------------------------------------
 
     async def move(self, instance: str, old_chat: str, new_chat: str) -> None:
-        old, new = f"{instance}\n{_clean(old_chat)}\n", f"{instance}\n{_clean(new_chat)}\n"
+        old, new = f"{instance}\n{clean(old_chat)}\n", f"{instance}\n{clean(new_chat)}\n"
         await self._pool.fetch("SELECT move($1, $2, $3)", old, old[:-1] + "\v", new)
 
     async def purge(self) -> None:
@@ -342,11 +342,11 @@ class PostgresStore:
         if together:
             messages = [_message(row["payload"]) for row in together]
             reply = _encode(revived(parked.conversation, messages, parked.turn, together[0]["content"]))
-        ids = [_clean(message.id) for message in messages]
+        ids = [clean(message.id) for message in messages]
         return bool((await self._pool.fetch_once(REVIVE, parked.conversation, ids, reply))[0]["revive"])
 
     async def drop(self, parked: Parked) -> bool:
-        return bool(await self._pool.fetch_once(DROP, parked.conversation, _clean(parked.message.id)))
+        return bool(await self._pool.fetch_once(DROP, parked.conversation, clean(parked.message.id)))
 
     def state(self, instance: str) -> State:
         return PostgresState(self._pool, self.exchange, instance)
@@ -361,25 +361,25 @@ class PostgresState:
         self._prefix = f"{instance}/"
 
     def _key(self, key: str) -> str:
-        return _clean(self._prefix + key)
+        return clean(self._prefix + key)
 
     async def get(self, key: str) -> str | None:
         rows = await self._pool.fetch(GET, self._key(key))
         return rows[0]["value"] if rows else None
 
     async def set(self, key: str, value: str, ttl: float) -> None:
-        await self._pool.fetch(PUT, self._key(key), _clean(value), float(ttl))
+        await self._pool.fetch(PUT, self._key(key), clean(value), float(ttl))
 
     async def swap(self, key: str, old: str | None, new: str | None, ttl: float) -> bool:
         name = self._key(key)
         if old is None and new is None:
             return await self.get(key) is None
         if old is None:
-            rows = await self._pool.fetch_once(CREATE, name, _clean(new or ""), float(ttl))
+            rows = await self._pool.fetch_once(CREATE, name, clean(new or ""), float(ttl))
         elif new is None:
-            rows = await self._pool.fetch_once(DELETE, name, _clean(old))
+            rows = await self._pool.fetch_once(DELETE, name, clean(old))
         else:
-            rows = await self._pool.fetch_once(REPLACE, name, _clean(new), float(ttl), _clean(old))
+            rows = await self._pool.fetch_once(REPLACE, name, clean(new), float(ttl), clean(old))
         return bool(rows)
 
     async def publish(self, topic: str, data: str) -> None:
@@ -416,7 +416,7 @@ def _ticket() -> int:
     return secrets.randbits(62)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Return a text without what PostgreSQL cannot store: NUL, and halves of surrogate pairs."""
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 

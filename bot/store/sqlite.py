@@ -134,6 +134,7 @@ class SQLiteStore:
     def __init__(self, path: str) -> None:
         self.path = path
         self.bus = Bus()
+        self.alone = False  # no other process serves this file
         self._clock = itertools.count(time.time_ns() // 1000)  # order of arrival, growing over restarts
         self._writer: Writer | None = None
         self._reader: sqlite3.Connection | None = None
@@ -154,7 +155,8 @@ class SQLiteStore:
         self._writer = Writer(self._connect)
         await self._writer.submit(_migrate)
         self._reader = await self._read_in_thread(lambda: self._connect())
-        if self._alone():
+        self.alone = self._alone()
+        if self.alone:
             await self._writer.submit(lambda db: db.execute("UPDATE conversations SET due = 0 WHERE due IS NOT NULL"))
 
     async def close(self) -> None:
@@ -178,7 +180,7 @@ class SQLiteStore:
         return db
 
     def _alone(self) -> bool:
-        """Whether no other process serves this file; its leases then belong to nobody who is alive."""
+        """Take the file's lock. Whoever has it knows that earlier leases belong to nobody who is alive."""
         assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
