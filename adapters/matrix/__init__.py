@@ -330,6 +330,6 @@ def relation(chat: Chat, page: Page) -> dict[str, Any]:
 
 def plain(page: Page) -> str:
     """Return a page for apps without HTML. It is never longer than the page, so that both fit into an event."""
-    if page.plain != page.text and 0 < size(page.plain) <= size(page.text):
+    if page.plain not in ("", page.text) and size(page.plain) <= size(page.text):
         return page.plain
     return html.unescape(re.sub(r"<[^<>]*>", "", page.text))

@@ -69,16 +69,16 @@ class Rooms:
 
     async def prepare(self, events: Iterable[Event]) -> None:
         """Learn what has to be known of events, as far as the homeserver answers now."""
-        asked: dict[str, Awaitable[None]] = {}
+        rooms: set[str] = set()
+        answered: dict[str, str] = {}  # an event's id: its room
         for event in events:
             self._follow(event)
-            if no_question(event, self._me):
-                continue
-            if self.members(event.room_id) is None:
-                asked.setdefault(event.room_id, self._try(self.learn(event.room_id)))
-            if event.answered and self._quotes.now(event.answered) is None:
-                asked.setdefault(event.answered, self._try(self._learn_quote(event.room_id, event.answered)))
-        await asyncio.gather(*asked.values())
+            if not no_question(event, self._me):
+                rooms.add(event.room_id)
+                answered[event.answered] = event.room_id
+        unknown = [self.learn(room) for room in rooms if self.members(room) is None]
+        quotes = [self._learn_quote(room, id) for id, room in answered.items() if id and self._quotes.now(id) is None]
+        await asyncio.gather(*map(_try, (*unknown, *quotes)))
 
     async def learn(self, room: str) -> None:
         """Ask who is in a room. Raises PlatformError."""
@@ -98,11 +98,6 @@ class Rooms:
         edit = event.unsigned and event.unsigned.relations and event.unsigned.relations.replace
         self._quotes.keep(id, edit.content.new_content.body if edit and edit.content.new_content else spoken(event)[1])
 
-    @staticmethod
-    async def _try(asking: Awaitable[None]) -> None:
-        with suppress(PlatformError):
-            await asking
-
     def _follow(self, event: Event) -> None:
         """Keep up with who comes and goes."""
         if event.type != "m.room.member" or event.state_key is None:
@@ -114,3 +109,8 @@ class Rooms:
             members[event.state_key] = event.content.displayname or ""
         elif members:
             members.pop(event.state_key, None)
+
+
+async def _try(asking: Awaitable[None]) -> None:
+    with suppress(PlatformError):
+        await asking
