@@ -223,15 +223,17 @@ class WechatAdapter(WebhookAdapter[WechatSettings]):
             return SUCCESS
         return await self._gain_time(message, tries)
 
-    async def _take(self, message: Message, answered: str = "") -> Kept | None:
-        """Take the next page off the person's shelf, or the next one that answers a certain message."""
+    async def _take(self, message: Message, answered: str) -> Kept | None:
+        """Take the next page off the person's shelf: of those that answer a certain message, or "" for any."""
         return await self._change(message.user, lambda shelf: shelf.take(answered))
 
-    async def _given(self, message: Message, markdown: str) -> str:
-        """Return what to show of an answer that was finished before: what is kept of it, else how it begins."""
-        if page := await self._take(message):
+    async def _given(self, message: Message, text: str) -> str:
+        """Return what to show of an answer that is there already: what is kept of it, else how it begins."""
+        if page := await self._take(message, message.id):
             return page.text
-        return next(iter(pages(markdown, self.can.max_length, self.can.dialect, self.can.measure)), "")
+        if utf8(text) <= self.can.max_length:
+            return text
+        return pages(text, self.can.max_length, self.can.dialect, self.can.measure)[0]
 
     async def _gain_time(self, message: Message, tries: int) -> Response:
         """Let WeChat ask again; the last time, tell the person how to get the answer."""

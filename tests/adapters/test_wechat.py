@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock, create_autospec
 
@@ -18,6 +20,7 @@ from wechatpy import parse_message  # type: ignore[import-untyped]
 
 import adapters.wechat
 from adapters.wechat import MORE, STILL, WechatAdapter, WechatSettings
+from adapters.wechat.shelf import Kept
 from adapters.wechat_xml import document
 from bot.adapter import Attachment, Chat, Context, Message, Page, Request, State, Turn
 from bot.app import Magpie
@@ -118,6 +121,17 @@ async def test_a_changed_echo_query_is_refused(mode: Mode) -> None:
     request = server.test()
     with pytest.raises(Unverified):
         await make(server).verify(msgspec.structs.replace(request, query={**request.query, "nonce": "1"}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [WechatServer.test, lambda server: server.text("hello")], ids=["test", "message"])
+async def test_a_stale_request_is_refused(mode: Mode, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = WechatServer(mode)
+    request = kind(server)
+    in_two_days = time.time() + 2 * 86400
+    monkeypatch.setattr("bot.signing.time", SimpleNamespace(time=lambda: in_two_days))
+    with pytest.raises(Unverified, match="stale"):
+        await make(server).verify(request)
 
 
 async def test_with_a_key_nothing_in_the_clear_is_taken() -> None:
@@ -328,9 +342,10 @@ async def at_wechat(
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let WeChat be in more of a hurry."""
-    monkeypatch.setattr(adapters.wechat, "WITHIN", 0.3)
+    monkeypatch.setattr(adapters.wechat, "WITHIN", 0.5)
     monkeypatch.setattr("tests.adapters.test_wechat.MARGIN", 1.0)
     monkeypatch.setattr(adapters.wechat, "HOLD", 1.2)
+    monkeypatch.setattr("bot.delivery.TYPING_AFTER", 0.0)
     monkeypatch.setattr("bot.answers.ACK_WITHIN", 0.1)
 
 
@@ -402,11 +417,26 @@ async def test_an_answer_between_two_tries_is_in_the_next_one() -> None:
     async with at_wechat(ScriptedModel(gate)) as (magpie, server, url):
         request = server.text("hello")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(server.deliver(url, request), 0.6)
+            await asyncio.wait_for(server.deliver(url, request), 0.8)
         gate.open.set()
         await shelved(magpie)
         assert server.understood(*await server.deliver(url, request), ANN) == "You said: hello"
         assert server.understood(*await server.deliver(url, request), ANN) == "You said: hello"
+
+
+@pytest.mark.usefixtures("fast")
+async def test_an_answer_that_is_kept_during_a_try_is_in_its_response() -> None:
+    model = ScriptedModel(Gate())
+    async with at_wechat(model) as (magpie, server, url):
+        adapter = magpie.adapters["wechat"]
+        assert isinstance(adapter, WechatAdapter)
+        asking = asyncio.create_task(server.say(url, "hello"))
+        while not model.asked:
+            await asyncio.sleep(0.01)
+        await adapter.send(CHAT, Page("kept meanwhile", key="k:0", reply_to="1234567890123456"))
+        await asking
+        assert server.shown[ANN] == ["kept meanwhile"]
+        assert server.tries == 1
 
 
 @pytest.mark.usefixtures("fast")
@@ -438,6 +468,23 @@ async def test_a_question_that_fetched_an_answer_is_said_to_be_unread() -> None:
         await shelved(magpie)
         await server.say(url, "and what about tomorrow?")
         assert server.shown[ANN][1].startswith("You said: hello\n\n（这是之前问题的回答")
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_question_that_was_taken_waits_for_its_own_answer() -> None:
+    gate = Gate()
+    async with at_wechat(ScriptedModel(gate)) as (magpie, server, url):
+        adapter = magpie.adapters["wechat"]
+        assert isinstance(adapter, WechatAdapter)
+        asking = asyncio.create_task(server.say(url, "hello"))
+        await server.until(lambda: server.tries == 2)
+        await adapter._change(ANN, lambda shelf: shelf.put(Kept("k:1", "the rest of yesterday's", "yesterday")))
+        await server.until(lambda: server.tries == 3)
+        gate.open.set()
+        await asking
+        assert server.shown[ANN] == ["You said: hello"]
+        await server.say(url, "more")
+        assert server.shown[ANN][1:] == ["the rest of yesterday's"]
 
 
 @pytest.mark.usefixtures("fast")
@@ -522,7 +569,9 @@ async def test_messages_that_are_answered_together_show_one_answer() -> None:
         assert FAULT not in answers
 
 
-async def test_who_writes_too_fast_hears_so_and_is_not_left_waiting() -> None:
+async def test_who_writes_too_fast_hears_so_and_is_not_left_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()  # all in the same minute
+    monkeypatch.setattr("bot.store.sqlite.time", SimpleNamespace(time=lambda: now, time_ns=time.time_ns))
     async with at_wechat(ScriptedModel(), user_messages_per_minute=1) as (_, server, url):
         for text in ("one", "two", "three"):
             await server.say(url, text)

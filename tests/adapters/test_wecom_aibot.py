@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -232,10 +234,13 @@ async def test_the_second_page_is_the_late_answer_and_a_third_is_refused(
 
 
 async def test_a_spare_post_is_no_late_answer(adapter: WecomAibotAdapter, wecom: AibotServer) -> None:
+    wecom._rights["CODE-MSG1"] = shown = Shown()
     message = await opened(adapter, wecom)
     await adapter.send(message.chat, Page("first", key="k:0"))
     await adapter.edit(message.chat, Post("x"), Page("⤴"), last=True)
-    assert not wecom.calls
+    await adapter.send(message.chat, Page("second", key="k:1"))
+    await adapter.edit(message.chat, Post("x"), Page("⤴"), last=True)
+    assert shown.late == ["second"]
 
 
 async def test_after_its_time_the_stream_ends_and_the_answer_comes_late(
@@ -268,6 +273,7 @@ async def test_a_question_that_was_not_stored_ends(
     assert await polled(adapter, wecom, inbound.messages[0]) == ("", False)
     monkeypatch.setattr(adapters.wecom_aibot, "TAKEN_WITHIN", 0.0)
     assert await polled(adapter, wecom, inbound.messages[0]) == (NOT_TAKEN, True)
+    assert await polled(adapter, wecom, await opened(adapter, wecom)) == ("", False)  # this one was
 
 
 @pytest.mark.parametrize(
@@ -402,6 +408,8 @@ async def test_questions_that_are_answered_together_all_end() -> None:
 
 
 async def test_who_writes_too_fast_hears_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()  # all in the same minute
+    monkeypatch.setattr("bot.store.sqlite.time", SimpleNamespace(time=lambda: now, time_ns=time.time_ns))
     async with at_wecom(ScriptedModel(), user_messages_per_minute=1) as (_, server, url):
         assert (await server.say(url, "one")).text == "You said: one"
         assert "faster" in (await server.say(url, "two")).text
