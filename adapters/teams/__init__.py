@@ -121,7 +121,7 @@ class TeamsAdapter(WebhookAdapter[TeamsSettings]):
 
     async def stop(self) -> None:
         """Close the connections."""
-        for client in (self.keys.client, self.login, *self._services.values()):
+        for client in (self.login, *self._services.values()):
             await client.close()
 
     # -- inbound

@@ -74,7 +74,7 @@ class KeyRing:
     """The signing keys: fetched once a day, and, at most once a minute, for an id that is not among them."""
 
     def __init__(self, openid_url: str) -> None:
-        self.client = Client(openid_url, timeout=8)
+        self._url = openid_url
         self._keys: dict[str, Key] = {}
         self._fresh_until = 0.0  # time.monotonic()
         self._unknown_from = 0.0  # time.monotonic() from which an unknown id is worth a fetch
@@ -107,8 +107,12 @@ class KeyRing:
 
     async def fetch(self) -> dict[str, Key]:
         """Ask for the keys. Raises PlatformError."""
-        url = (await self.client.call("GET", "")).json(OpenId).jwks_uri
-        data = await self.client.download(url, limit=LARGEST, hosts=(_host(url),))
+        client = Client(self._url, timeout=8)  # for once: nobody asks again before tomorrow
+        try:
+            url = (await client.call("GET", "")).json(OpenId).jwks_uri
+            data = await client.download(url, limit=LARGEST, hosts=(_host(url),))
+        finally:
+            await client.close()
         try:
             return dict(_usable(decode(data, Jwks)))
         except Malformed:

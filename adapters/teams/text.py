@@ -35,7 +35,9 @@ MARKDOWN = Dialect(
     table="code",
 )
 
-_MARK = re.compile(r"(?<!\\)(?:\*+|~~|`+|\[)")
+# Escaped or not: a mark stays escaped until what it marks is complete.
+_MARK = re.compile(r"(?:\\?\*)+|(?:\\?~){2,}|(?:\\?`)+|(?<![\w\\])\\_")
+_OPEN_LINK = re.compile(r"\\?\[(?![^\]\n]*\](?:[^(]|\([^)\n]*\)))")
 _LOOSE = " \t\n*_~`|:>\\\u200a.&-0123456789"  # may become the beginning of something else
 
 
@@ -45,10 +47,14 @@ def settled(text: str) -> str:
     What follows an open mark in the last line may still become bold, code or a link.
     """
     line = text.rfind("\n") + 1
-    marks = [mark for mark in _MARK.finditer(text, line) if mark[0] != "["]
-    links = [mark.start() for mark in _MARK.finditer(text, line) if mark[0] == "[" and ")" not in text[mark.start() :]]
-    cuts = [*links, *([marks[-1].start()] if len(marks) % 2 else [])]
-    return text[: min(cuts, default=len(text))].rstrip(_LOOSE)
+    open_marks: dict[str, int] = {}
+    for found in _MARK.finditer(text, line):
+        mark = found[0].replace("\\", "")
+        if open_marks.pop(mark, None) is None:
+            open_marks[mark] = found.start()
+    link = _OPEN_LINK.search(text, line)
+    ends = [*open_marks.values(), link.start() if link else len(text)]
+    return text[: min(ends)].rstrip(_LOOSE)
 
 
 _AT = re.compile(r"<at(?:\s[^<>]*)?>([^<>]*)</at>")

@@ -30,10 +30,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 APP_ID, PASSWORD = "11111111-2222-3333-4444-555555555555", "s3cr3t~Value"
 TENANT = "72f988bf-86f1-41af-91ab-2d7cd011db47"
-    "11111111-2222-3333-4444-555555555555",
-    "s3cr3t~Value",
-    "72f988bf-86f1-41af-91ab-2d7cd011db47",
-)
 BOT = f"28:{APP_ID}"
 ISSUER = "https://api.botframework.com"
 LARGEST = 40 * 1024  # bytes of an activity in UTF-16; the smallest number that Microsoft's pages name
