@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable, Sequence
 
 import structlog
@@ -54,6 +55,7 @@ class Dispatcher:
         self._lanes: dict[str, asyncio.Task[None]] = {}
         self._accepting = 0  # messages being stored now, each of which may need a place
         self._backlog = False  # whether more conversations are due than there were places
+        self._extended = time.monotonic()  # when the leases were
         self._look = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
         self._signals = store.state("core")
@@ -153,6 +155,8 @@ class Dispatcher:
             claimed: list[Lane] = []
             if free > 0:
                 try:
+                    if time.monotonic() - self._extended > LEASE / 2:
+                        await self._extend()  # first what we have: nobody takes over from us what we still work on
                     claimed = await self._store.claim(self._owner, self._instances, free)
                 except StoreUnavailable as error:
                     log.error("inbox not readable", error=str(error))
@@ -174,13 +178,17 @@ class Dispatcher:
         while True:
             await asyncio.sleep(LEASE / 3)
             try:
-                await self._store.extend(self._owner, list(self._lanes))
+                await self._extend()
                 await self._health.flush()
                 self._turns.used_by_all = (await self._store.used("*")).tokens
                 for state, count in (await self._store.counts()).items():
                     metrics.INBOX.labels(state).set(count)
             except StoreUnavailable as error:
                 log.error("leases not extended", error=str(error))
+
+    async def _extend(self) -> None:
+        await self._store.extend(self._owner, list(self._lanes))
+        self._extended = time.monotonic()
 
     async def _hear_stops(self) -> None:
         async with self._signals.subscribe("stop") as stops:

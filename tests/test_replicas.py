@@ -354,6 +354,30 @@ async def test_a_restart_of_the_database_loses_nothing(
             assert max(Counter(both.shown(f"c{n}")).values()) == 1
 
 
+async def test_an_outage_longer_than_a_lease_does_not_buy_answers_again(
+    postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_leases(monkeypatch, 2.0)
+    gates = {name: Gate() for name in ("one", "two")}
+
+    async def script(turns: Sequence[Turn]) -> AsyncIterator[str]:
+        async for word in gates[turns[-1].content].script(turns):
+            yield word
+
+    async with replicas(database, script) as both:
+        for replica, (name, gate) in enumerate(gates.items()):
+            await both.say(replica, name, chat=name)
+            await gate.asked.wait()
+        await asyncio.to_thread(postgres.stop, "immediate")
+        for gate in gates.values():
+            gate.open.set()
+        await asyncio.sleep(3)  # the leases are meant to run out
+        await asyncio.to_thread(postgres.start)
+        await both.idle()
+        assert [both.shown(name) for name in gates] == [["begin one end"], ["begin two end"]]
+        assert len(both.model.asked) == 2
+
+
 async def test_a_read_only_database_refuses_and_comes_back(postgres: PostgresServer, database: str) -> None:
     async with replicas(database) as both:
         await postgres.read_only(True)

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from bot.errors import StoreUnavailable
+
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -17,7 +19,8 @@ class Batch(Generic[R, T]):
     """Gathers requests of one kind and hands them to `run`, one batch at a time and in their order.
 
     `run` returns a result for each, or the exception that one request gets instead. When it raises a ValueError
-    itself, some value cannot be stored: each request of the batch is then tried alone.
+    itself, some value cannot be stored: each request of the batch is then tried alone. When it raises StoreUnavailable,
+    those who wait for the next batch are told at once, too: nothing piles up before a database that is away.
     """
 
     def __init__(self, run: Callable[[Sequence[R]], Awaitable[Sequence[T | Exception]]]) -> None:
@@ -55,6 +58,12 @@ class Batch(Generic[R, T]):
             if len(requests) == 1:
                 return [error]
             return [(await self._results([request]))[0] for request in requests]
+        except StoreUnavailable as error:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            for _, future in waiting:
+                _settle(future, error)
+            return [error] * len(requests)
         except Exception as error:  # whatever it is, it belongs to the callers, and the next batch must go on
             return [error] * len(requests)
 

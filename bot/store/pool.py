@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from typing import Any, TypeAlias
 
 from bot.errors import ConfigError, StoreUnavailable
@@ -26,7 +28,13 @@ SETTINGS = {
     "jit": "off",
 }
 FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-BROKEN = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError)
+BROKEN = (
+    ConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+)
 AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 ABOUT_A_VALUE = ("22", "54")  # classes of https://www.postgresql.org/docs/current/errcodes-appendix.html
 
@@ -42,11 +50,11 @@ class Unknown(StoreUnavailable):
 def ours(error: Exception) -> Exception:
     """Translate what asyncpg raises. No text holds a parameter: that might be a message."""
     name = type(error).__name__
+    kind = Unknown if isinstance(error, BROKEN) else StoreUnavailable
     if not isinstance(error, asyncpg.PostgresError):
-        return StoreUnavailable(f"PostgreSQL: {'no answer in time' if isinstance(error, TimeoutError) else name}")
+        return kind(f"PostgreSQL: {'no answer in time' if isinstance(error, TimeoutError) else name}")
     if (error.sqlstate or "").startswith(ABOUT_A_VALUE):
         return ValueError(f"PostgreSQL does not take a value ({name})")
-    kind = Unknown if isinstance(error, BROKEN) else StoreUnavailable
     return kind(f"PostgreSQL: {error.args[0] if error.args else name}")
 
 
@@ -68,6 +76,7 @@ class Pool:
     def __init__(self, url: str) -> None:
         self._url = url
         self._pool: asyncpg.Pool[Row] | None = None
+        self._failed = -math.inf  # when something last went wrong
 
     async def open(self) -> None:
         """Connect."""
@@ -94,6 +103,11 @@ class Pool:
         except FAILURES:
             self._pool.terminate()
 
+    @property
+    def steady(self) -> float:
+        """Seconds since something went wrong last."""
+        return time.monotonic() - self._failed
+
     async def fetch(self, sql: str, *parameters: object) -> list[Row]:
         """Run a statement that may be run twice: once more when the connection breaks."""
         try:
@@ -109,7 +123,10 @@ class Pool:
             except AGAIN:
                 await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
             except FAILURES as error:
-                raise ours(error) from None
+                failure = ours(error)
+                if isinstance(failure, StoreUnavailable):
+                    self._failed = time.monotonic()
+                raise failure from None
         raise StoreUnavailable("PostgreSQL: one deadlock after the other")
 
     async def _fetch(self, sql: str, parameters: tuple[object, ...]) -> list[Row]:

@@ -38,7 +38,7 @@ from bot.store import (
 from bot.store.batch import Batch
 from bot.store.bus import Ear
 from bot.store.exchange import Exchange
-from bot.store.pool import Pool, Row, Unknown
+from bot.store.pool import SCHEMA, Pool, Row, Session, Unknown
 
 DONE, PARKED = 1, 2
 LIMITED = "limited"  # the reason of the first message over a person's limit, while it waits for its refusal
@@ -50,7 +50,7 @@ _message = msgspec.json.Decoder(Message).decode
 _draft = msgspec.json.Decoder(Draft).decode
 
 ACCEPT = "SELECT * FROM accept($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-CLAIM = "SELECT * FROM claim($1, $2, $3, $4, $5)"
+CLAIM = "SELECT * FROM claim($1, $2, $3, $4, $5, $6)"
 GIVE_BACK = "UPDATE conversations SET owner = NULL, due = clock() WHERE due IS NOT NULL AND owner = $1 AND lease = $2"
 WAITING = """
     SELECT lane, payload, accepted, tries, reason FROM unnest($1::text[]) AS lane CROSS JOIN LATERAL (
@@ -185,7 +185,9 @@ class PostgresStore:
 
     async def claim(self, owner: str, instances: Sequence[str], limit: int) -> list[Lane]:
         ticket = _ticket()
-        rows = await self._leasing({owner}, ticket, CLAIM, LEASE, owner, list(instances), limit)
+        # After an outage leases have run out of replicas that are alive: those extend them first.
+        take_over = self._pool.steady > LEASE / 2
+        rows = await self._leasing({owner}, ticket, CLAIM, LEASE, owner, list(instances), limit, take_over)
         lanes = {row["conversation"]: _lane(row, ticket) for row in rows}
         await self._fill(lanes)
         return list(lanes.values())
@@ -397,9 +399,7 @@ async def _migrate(url: str) -> None:
     try:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('magpie migrations', 0))")
-            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {pool.SCHEMA}")
-            await connection.execute("CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY)")
-            done = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
+            done = await _applied(connection)
             if done - set(scripts):
                 raise ConfigError(["BOT_DATABASE_URL: this database belongs to a newer version of Magpie"])
             for name in scripts:
@@ -409,7 +409,15 @@ async def _migrate(url: str) -> None:
     except pool.FAILURES as error:
         raise pool.ours(error) from None
     finally:
-        await connection.close()
+        connection.terminate()
+
+
+async def _applied(connection: Session) -> set[str]:
+    """Return the names of the migrations that were applied. Where there are some, no right to create is needed."""
+    if not await connection.fetchval("SELECT to_regclass($1)", f"{SCHEMA}.migrations"):
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        await connection.execute("CREATE TABLE migrations (name text PRIMARY KEY)")
+    return {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
 
 
 def _ticket() -> int:

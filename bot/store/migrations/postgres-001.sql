@@ -149,7 +149,10 @@ BEGIN
 END $$;
 
 -- Lease conversations that are due, the longest waiting first, without waiting for anybody who holds one of them.
-CREATE FUNCTION claim(ticket bigint, term double precision, claimant text, served text[], most integer)
+-- Without `take_over` leases that ran out are left alone.
+CREATE FUNCTION claim(
+    ticket bigint, term double precision, claimant text, served text[], most integer, take_over boolean
+)
 RETURNS TABLE (conversation text, instance text, seq integer, window_start integer, draft bytea)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -158,7 +161,8 @@ DECLARE
     free   integer := most;
     ready  text;
 BEGIN
-    FOR ready IN SELECT conversation FROM conversations WHERE due <= moment AND instance = ANY (served)
+    FOR ready IN SELECT conversation FROM conversations
+                 WHERE due <= moment AND instance = ANY (served) AND (take_over OR owner IS NULL)
                  ORDER BY due LIMIT 4 * most LOOP
         EXIT WHEN free = 0;
         PERFORM 1 FROM conversations WHERE conversation = ready AND due <= moment FOR UPDATE SKIP LOCKED;
