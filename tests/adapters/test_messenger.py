@@ -25,7 +25,7 @@ from adapters.messenger import MessengerAdapter, MessengerSettings
 from bot.adapter import Attachment, Chat, Context, Inbound, Message, Page, Request, State
 from bot.app import Magpie
 from bot.errors import Malformed, Refused, Unauthorized, Unavailable
-from bot.markup import pages, render, utf16
+from bot.markup import pages, render
 from bot.registry import Configured
 from bot.testing import AdapterPromises, Script, ScriptedModel, echo, running
 from tests.adapters.graph_server import Cut, Refusal
@@ -233,9 +233,9 @@ def test_the_dialect_is_plain_text() -> None:
 async def test_every_page_of_a_long_answer_is_taken(messenger: MessengerServer, adapter: MessengerAdapter) -> None:
     ada = messenger.person("Ada")
     messenger.message(ada, "hi")
-    for text in pages("🐦 **字** " * 2000, 2000, adapter.can.dialect, utf16):
+    for text in pages("🐦" * 5000, adapter.can.max_length, adapter.can.dialect, adapter.can.measure):
         await adapter.send(Chat(ada.id), Page(text))
-    assert "".join(messenger.shown(ada)).count("🐦") == 2000
+    assert "".join(messenger.shown(ada)).count("🐦") == 5000
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

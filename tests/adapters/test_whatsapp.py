@@ -28,7 +28,7 @@ from adapters.whatsapp.api import CODES
 from bot.adapter import Attachment, Chat, Context, Inbound, Message, Page, Request, State
 from bot.app import Magpie
 from bot.errors import Malformed, Refused, Throttled
-from bot.markup import pages, render, utf16
+from bot.markup import pages, render
 from bot.registry import Configured
 from bot.testing import AdapterPromises, Script, ScriptedModel, echo, running
 from tests.adapters.graph_server import Fields, Refusal
@@ -318,9 +318,9 @@ def test_the_dialect() -> None:
 async def test_every_page_of_a_long_answer_is_taken(whatsapp: WhatsAppServer, adapter: WhatsAppAdapter) -> None:
     ada = whatsapp.person("Ada")
     chat = asked(whatsapp.notification(whatsapp.message(ada, text={"body": "hi"}))).chat
-    for text in pages("🐦 **字** " * 4000, 4096, adapter.can.dialect, utf16):
+    for text in pages("🐦" * 5000, adapter.can.max_length, adapter.can.dialect, adapter.can.measure):
         await adapter.send(chat, Page(text))
-    assert "".join(whatsapp.shown(ada)).count("🐦") == 4000
+    assert "".join(whatsapp.shown(ada)).count("🐦") == 5000
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
