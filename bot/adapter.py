@@ -106,6 +106,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     reset: bool = False  # forget the conversation before this message
     context: tuple[Turn, ...] = ()  # turns to remember before this message
     wants_reply: bool = True  # False: remember it, say nothing
+    awaited: bool = False  # the platform shows that an answer to just this message is coming: it gets one of its own
 
 
 class Inbound(msgspec.Struct, frozen=True):

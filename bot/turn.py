@@ -230,7 +230,7 @@ class Turns:
     async def _say(self, lane: Lane, message: Message, notice: Notice) -> Lane | None:
         """Answer with a sentence of the bot's own."""
         draft, language = the_draft(lane), self._language(message)
-        if notice.outcome == "refused" and message.chat.kind == "group":
+        if notice.outcome == "refused" and message.chat.kind == "group" and not message.awaited:
             return await self._end(lane, notice.outcome, notice.key)  # nobody else in the group needs to read that
         values = dict(notice.values)
         if limit := values.pop("limit", None):
@@ -329,7 +329,7 @@ def next_batch(waiting: Sequence[Waiting]) -> list[Waiting]:
 
 def _alone(waiting: Waiting) -> bool:
     message = waiting.message
-    return command(message.text) is not None or waiting.limited or not message.wants_reply
+    return command(message.text) is not None or waiting.limited or message.awaited or not message.wants_reply
 
 
 def new_draft(lane: Lane, batch: Sequence[Waiting]) -> Draft:

@@ -322,6 +322,18 @@ async def test_group_members_have_their_own_memory_or_share_one() -> None:
             assert talk.model.asked[1][-1].content == ("Bob: and I Bob" if memory == "chat" else "and I Bob")
 
 
+async def test_who_sees_that_an_answer_is_coming_gets_one_each() -> None:
+    gate = Gate()
+    async with running(model=ScriptedModel(gate.script), user_messages_per_minute=3) as magpie:
+        talk = Talk(magpie)
+        for text in ("one", "two", "three", "four"):
+            await talk.say(text, kind="group", awaited=True)
+        gate.open.set()
+        await talk.idle()
+        assert talk.shown()[:3] == [f"begin {text} end" for text in ("one", "two", "three")]
+        assert "faster than" in talk.shown()[3]  # although it is a group
+
+
 async def test_chatter_that_is_not_for_the_bot_is_not_stored() -> None:
     async with running() as magpie:
         talk = Talk(magpie)

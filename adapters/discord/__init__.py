@@ -7,7 +7,6 @@ place of its "thinking...", a message by another message; both grow by edits.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -32,7 +31,6 @@ from bot.adapter import (
     Context,
     Finding,
     Inbound,
-    Message,
     Page,
     Post,
     Request,
@@ -49,7 +47,6 @@ CHANNEL_MESSAGES, CHANNEL_MESSAGE = "/channels/{}/messages", "/channels/{}/messa
 TOKEN_MESSAGES, TOKEN_MESSAGE = "/webhooks/{}/{}", "/webhooks/{}/{}/messages/{}"
 ORIGINAL = "@original"  # the message that said "thinking..."
 SUPPRESS_EMBEDS = 1 << 2  # a message flag: no previews of links
-MERGED = "⤵ Answered together with the next question. 已与下一个问题一并回答。"
 
 
 class DiscordSettings(AdapterSettings):
@@ -129,13 +126,6 @@ class DiscordAdapter(WebhookAdapter[DiscordSettings]):
                 ids, answer = (interaction.id, interaction.token), msgspec.Raw(inbound.response.body)
                 await self.rest.call("POST", "/interactions/{}/{}/callback", *ids, json=answer)
 
-    async def acknowledge(self, message: Message) -> None:
-        """Note that "thinking..." is shown, in case the answer comes together with that to a later question."""
-        if ticket := Ticket.read(message.chat.ticket):
-            key = f"waiting/{message.chat.id}/{ticket.user}"
-            known = await self.context.state.get(key)
-            await self.context.state.swap(key, known, f"{known or ''}{ticket}\n", TOKEN_LIVES)
-
     # -- outbound
 
     async def send(self, chat: Chat, page: Page) -> str:
@@ -182,22 +172,9 @@ class DiscordAdapter(WebhookAdapter[DiscordSettings]):
 
     async def _takes_original(self, chat: Chat, page: Page, ticket: Ticket) -> bool:
         """Whether the original response is this page's: it belongs to the first one that asks, in every attempt."""
-        if await self._claim(ticket, page.key):
-            await self._settle_earlier(chat, ticket)
+        if await self.context.state.swap(original(ticket), None, page.key, TOKEN_LIVES):
             return True
         return await self.context.state.get(original(ticket)) == page.key
-
-    async def _claim(self, ticket: Ticket, claimant: str) -> bool:
-        return await self.context.state.swap(original(ticket), None, claimant, TOKEN_LIVES)
-
-    async def _settle_earlier(self, chat: Chat, ticket: Ticket) -> None:
-        """End the "thinking..." of earlier questions of this person that are answered together with this one."""
-        waiting = (await self.context.state.get(f"waiting/{chat.id}/{ticket.user}") or "").split()
-        for text in itertools.takewhile(lambda text: text != str(ticket), waiting):
-            earlier = Ticket.read(text)
-            if earlier and await self._claim(earlier, MERGED):
-                with suppress(PlatformError):  # it is no answer
-                    await self._edit_by_token(ORIGINAL, Page(MERGED), earlier)
 
     async def _edit_by_token(self, id: str, page: Page, ticket: Ticket) -> str:
         route = (TOKEN_MESSAGE, self._app, ticket.token, id)

@@ -136,6 +136,7 @@ def question(interaction: Interaction, data: Data) -> Message:
         text=options.get(QUESTION, "") if data.name == CHAT else f"/{data.name}",
         attachments=(attachment(file),) if file else (),
         locale=interaction.locale,
+        awaited=True,  # "thinking..." is shown until it is answered
     )
 
 
