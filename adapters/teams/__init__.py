@@ -335,12 +335,12 @@ class TeamsAdapter(WebhookAdapter[TeamsSettings]):
         return Finding(True, f"app {self.settings.app_id} is given an access token")
 
     async def _ask_keys(self) -> Finding:
+        advice = f"wait; check {variable(self.context.instance, 'openid_url')} and the network"
         try:
             keys = await self.keys.fetch()
         except PlatformError as error:
-            name = variable(self.context.instance, "openid_url")
-            return Finding(False, f"the signing keys: {error}", f"wait; check {name} and the network")
-        return Finding(bool(keys), f"{len(keys)} signing keys are known")
+            return Finding(False, f"the signing keys: {error}", advice)
+        return Finding(bool(keys), f"{len(keys)} signing keys are known", advice)
 
 
 def _ticket(chat: Chat) -> Ticket:

@@ -27,7 +27,7 @@ CLOUDS = {  # by the host of the OpenID document: who issues the tokens there, a
 LEEWAY = 300.0  # seconds two clocks may differ
 KEYS_LIVE = 86400.0  # seconds
 UNKNOWN_EVERY = 60.0  # seconds between two fetches for a key that we do not have
-DOWN_FOR = 5.0  # seconds until keys that could not be fetched are asked for again
+DOWN_FOR = 5.0  # seconds until keys that could not be fetched are asked for again, when we have none
 LARGEST = 1024 * 1024  # bytes of the list of keys
 NOT_A_TOKEN = (jwt.PyJWTError, ValueError, RecursionError)  # what PyJWT raises, whatever it is given
 UNENDORSED = Response.json({"error": {"code": "forbidden", "message": "no endorsement for this channel"}}, 403)
@@ -71,7 +71,10 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class KeyRing:
-    """The signing keys: fetched once a day, and, at most once a minute, for an id that is not among them."""
+    """The signing keys: fetched once a day, and, at most once a minute, for an id that is not among them.
+
+    The Connector waits 15 seconds for us, so a fetch takes 10 at most.
+    """
 
     def __init__(self, openid_url: str) -> None:
         self._url = openid_url
@@ -100,14 +103,14 @@ class KeyRing:
             self._keys = await self.fetch()
         except PlatformError as error:
             self._failure = error
-            self._fresh_until = self._unknown_from = now + DOWN_FOR
+            self._fresh_until = self._unknown_from = now + (UNKNOWN_EVERY if self._keys else DOWN_FOR)
         else:
             self._failure = None
             self._fresh_until = now + KEYS_LIVE
 
     async def fetch(self) -> dict[str, Key]:
         """Ask for the keys. Raises PlatformError."""
-        client = Client(self._url, timeout=8)  # for once: nobody asks again before tomorrow
+        client = Client(self._url, timeout=5)  # for once: nobody asks again before tomorrow
         try:
             url = (await client.call("GET", "")).json(OpenId).jwks_uri
             data = await client.download(url, limit=LARGEST, hosts=(_host(url),))

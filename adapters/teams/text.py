@@ -37,7 +37,7 @@ MARKDOWN = Dialect(
 
 # Escaped or not: a mark stays escaped until what it marks is complete.
 _MARK = re.compile(r"(?:\\?\*)+|(?:\\?~){2,}|(?:\\?`)+|(?<![\w\\])\\_")
-_OPEN_LINK = re.compile(r"\\?\[(?![^\]\n]*\](?:[^(]|\([^)\n]*\)))")
+_OPEN_LINK = re.compile(r"\\?\[(?![^\]\n]{0,500}\](?:[^(]|\([^)\n]{0,2000}\)))")
 _LOOSE = " \t\n*_~`|:>\\\u200a.&-0123456789"  # may become the beginning of something else
 
 
