@@ -72,7 +72,8 @@ class Ingress:
         return await send(request, response)
 
     async def _receive(self, adapter: AnyAdapter, name: str, request: Request) -> Response:
-        route = self._routes[name].get((request.method, request.path))
+        method = "GET" if request.method == "HEAD" else request.method
+        route = self._routes[name].get((method, request.path))
         if route is not None:
             return await route(request)
         if not isinstance(adapter, WebhookAdapter) or request.method not in ("POST", "GET", "PUT"):
