@@ -109,6 +109,7 @@ class DingtalkAdapter(WebhookAdapter[DingtalkSettings]):
         self.hooks = Client("", failure=failure)  # without the token
         self._secret = settings.client_secret.get_secret_value()
         self._cards_from = 0.0  # time.monotonic() from which cards may be tried
+        self._ending: set[str] = set()  # cards whose last word is on its way
         self._next_frame = 0.0  # time.monotonic() from which a card may be changed
 
     async def stop(self) -> None:
@@ -198,7 +199,7 @@ class DingtalkAdapter(WebhookAdapter[DingtalkSettings]):
             self._pace()
         try:
             if post.id:
-                await self._stream(post.id, page.text, last)
+                await (self._finish(post.id, page.text) if last else self._stream(post.id, page.text, False))
                 return post.id
         except (Refused, Stumbled):
             if last:
@@ -246,8 +247,18 @@ class DingtalkAdapter(WebhookAdapter[DingtalkSettings]):
         frame = {"key": self.settings.card_content_key, "content": text, "isFull": True, "isFinalize": last}
         body = frame | {"outTrackId": id, "guid": secrets.token_hex(16), "isError": False}
         await self._call("PUT", "/v1.0/card/streaming", msgspec.Raw, body)
-        if last:
-            await self._update(id, text, FINISHED)
+
+    async def _finish(self, id: str, text: str) -> None:
+        """Show the last word. It is refused the second time, after an attempt that failed half-way."""
+        again = id in self._ending
+        self._ending.add(id)
+        try:
+            await self._stream(id, text, True)
+        except (Refused, Stumbled):
+            if not again:
+                raise
+        await self._update(id, text, FINISHED)
+        self._ending.discard(id)
 
     async def _update(self, id: str, text: str, status: str) -> None:
         """Change the card's state; without that it would seem to go on for ever."""
