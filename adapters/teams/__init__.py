@@ -92,7 +92,6 @@ class Stream:
         self.next = 2
         self.until = time.monotonic() + STREAM_LIVES
         self.astray = False  # the page no longer begins with what was sent
-        self.stopped = False  # by the person
 
 
 class TeamsAdapter(WebhookAdapter[TeamsSettings]):
@@ -208,12 +207,9 @@ class TeamsAdapter(WebhookAdapter[TeamsSettings]):
             return STREAM + id
         try:
             await self._next(chat, id, stream, text)
-        except Throttled:
-            raise
         except Refused as error:
             if error.code == STOPPED:
-                stream.stopped = True
-                raise  # the model is stopped as well
+                raise  # by the person: the model is stopped as well
             return await self._end(chat, id, stream, page)
         return STREAM + id
 
@@ -229,18 +225,20 @@ class TeamsAdapter(WebhookAdapter[TeamsSettings]):
         stream.sent, stream.astray = text, False
 
     async def _end(self, chat: Chat, id: str, stream: Stream | None, page: Page) -> str:
-        """End a stream with the page; by an edit where it takes no more words. Return the message's id."""
-        if stream and stream.stopped:
-            del self._streams[id]
-            return id  # it shows what it showed
+        """End a stream with the page: by an edit where it takes no more words, anew where it takes no edit either."""
         strayed = stream is not None and not page.text.startswith(stream.sent)
         whole = msgspec.structs.replace(page, text=stream.sent) if stream and strayed else page
         try:
             await self._post(chat, final(whole, id))
         except Refused as error:  # over its time, or ended by a call whose answer was lost
-            strayed = error.code != STOPPED
+            strayed = error.code != STOPPED  # what a person has stopped shows what it showed
         self._streams.pop(id, None)
-        return await self._replace(chat, id, page) if strayed else id
+        if not strayed:
+            return id
+        try:
+            return await self._replace(chat, id, page)
+        except Refused:  # still open: begun by a process that has ended, which alone knew its words
+            return await self.send(chat, page)
 
     async def _replace(self, chat: Chat, id: str, page: Page) -> str:
         """Show the page in the message's place, or in a new message when that is gone.

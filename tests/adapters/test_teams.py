@@ -300,6 +300,15 @@ async def test_a_message_that_names_another_service_is_refused(
         await adapter.verify(signed(teams, teams.written(teams.personal(), "hi", serviceUrl=service)))
 
 
+@pytest.mark.parametrize("claim", ["", None])
+async def test_a_token_vouches_for_nothing_by_saying_nothing(
+    teams: TeamsServer, adapter: TeamsAdapter, claim: str | None
+) -> None:
+    activity = teams.written(teams.personal(), "hi", serviceUrl="")
+    with pytest.raises(Unverified, match="service URL"):
+        await adapter.verify(signed(teams, activity, teams.signed(serviceurl=claim)))
+
+
 @pytest.mark.parametrize("channel", ["skype", "", None])
 async def test_a_key_speaks_for_its_channels_only(
     teams: TeamsServer, adapter: TeamsAdapter, channel: str | None
@@ -830,6 +839,17 @@ async def test_a_fresh_process_finishes_a_stream_it_did_not_begin(
         await after.edit(chat, post, Page(TEXTS[3]), last=True)
     [shown] = teams.shown(ada)
     assert (shown.text, shown.state) == (TEXTS[3], "")
+
+
+async def test_a_fresh_process_with_another_answer_is_heard_all_the_same(
+    teams: TeamsServer, adapter: TeamsAdapter
+) -> None:
+    ada = teams.personal()
+    chat = asked(teams, ada)
+    post = Post(await adapter.begin(chat, Page("One two")), "One two")
+    async with made(teams) as after:
+        id = await after.edit(chat, post, Page("Another"), last=True)
+    assert (teams.shown(ada)[-1].id, teams.shown(ada)[-1].text) == (id, "Another")
 
 
 async def test_where_streams_are_refused_the_answer_grows_by_edits(
