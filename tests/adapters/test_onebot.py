@@ -381,5 +381,7 @@ async def test_register_and_check() -> None:
         (finding,) = await stranger.check(url)
         assert "ONEBOT_ACCESS_TOKEN" in finding.advice
         await stranger.stop()
-    (finding,) = await build(lent, api_base=server.url).check(url)
-    assert "ONEBOT_API_BASE" in finding.advice
+        nowhere = build(lent, api_base="http://127.0.0.1:1")
+        (finding,) = await nowhere.check(url)
+        assert "ONEBOT_API_BASE" in finding.advice
+        await nowhere.stop()
