@@ -52,11 +52,7 @@ _draft = msgspec.json.Decoder(Draft).decode
 ACCEPT = "SELECT * FROM accept($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 CLAIM = "SELECT * FROM claim($1, $2, $3, $4, $5, $6)"
 GIVE_BACK = "UPDATE conversations SET owner = NULL, due = clock() WHERE due IS NOT NULL AND owner = $1 AND lease = $2"
-WAITING = """
-    SELECT lane, payload, accepted, tries, reason FROM unnest($1::text[]) AS lane CROSS JOIN LATERAL (
-        SELECT number, payload, accepted, tries, reason FROM inbox
-        WHERE conversation = lane AND state = 0 ORDER BY number LIMIT $2) AS waiting
-    ORDER BY number"""
+WAITING = "SELECT * FROM waiting($1, $2)"
 EXTEND = "SELECT extend($1, $2, $3)"
 SAVE_DRAFTS = "SELECT kept FROM save_drafts($1, $2, $3, $4) ORDER BY nr"
 COMPLETE = """
@@ -78,10 +74,7 @@ USED = """
     SELECT coalesce(sum(messages), 0)::bigint, coalesce(sum(prompt), 0)::bigint, coalesce(sum(cached), 0)::bigint,
         coalesce(sum(completion), 0)::bigint
     FROM people WHERE person = ANY ($1) AND day = floor(clock() / 86400)::integer"""
-COUNTS = """
-    SELECT (SELECT count(*) FROM inbox WHERE state = 0) AS waiting,
-        (SELECT count(*) FROM inbox WHERE state = 2) AS parked,
-        (SELECT count(*) FROM conversations WHERE due IS NOT NULL) AS due"""
+COUNTS = "SELECT * FROM counts()"
 PARKED_MESSAGES = """
     SELECT conversation, payload, accepted, tries, reason, turn FROM inbox
     WHERE state = 2 ORDER BY accepted DESC LIMIT $1"""

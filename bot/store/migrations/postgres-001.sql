@@ -175,6 +175,21 @@ BEGIN
     END LOOP;
 END $$;
 
+-- What waits in each conversation, in the order of arrival.
+CREATE FUNCTION waiting(lanes text[], most integer)
+RETURNS TABLE (lane text, payload bytea, accepted double precision, tries integer, reason text)
+LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    FOR lane IN SELECT unnest(lanes) LOOP
+        FOR payload, accepted, tries, reason IN
+            SELECT payload, accepted, tries, reason FROM inbox
+            WHERE conversation = waiting.lane AND state = 0 ORDER BY number LIMIT most LOOP
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
+END $$;
+
 CREATE FUNCTION extend(term double precision, holder text, lanes text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -346,6 +361,14 @@ BEGIN
     UPDATE conversations SET due = moment, draft = coalesce(reply, draft)
     WHERE conversation = lane AND owner IS NULL AND (due IS NULL OR due > moment);
     RETURN true;
+END $$;
+
+CREATE FUNCTION counts(OUT waiting bigint, OUT parked bigint, OUT due bigint)
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    waiting := (SELECT count(*) FROM inbox WHERE state = 0);
+    parked := (SELECT count(*) FROM inbox WHERE state = 2);
+    due := (SELECT count(*) FROM conversations AS c WHERE c.due IS NOT NULL);
 END $$;
 
 -- Rename conversations that begin with `old`, unless there is one of the new name. Keys are never changed in place:
