@@ -14,7 +14,7 @@ import structlog
 from adapters.matrix.api import Homeserver
 from adapters.matrix.events import ENCRYPTED, Event, localpart, readable
 from bot.adapter import Accept, Context, Message
-from bot.errors import PlatformError, Refused, StoreUnavailable, Throttled, Unauthorized, Unavailable
+from bot.errors import PlatformError, Refused, Rejected, StoreUnavailable, Throttled, Unauthorized, Unavailable
 
 log = structlog.get_logger()
 
@@ -91,7 +91,7 @@ class Errands:
         for gap in itertools.chain(GAPS, itertools.repeat(GAPS[-1])):
             try:
                 return await act()
-            except (Unauthorized, Unavailable, Throttled, StoreUnavailable) as error:
+            except (Unauthorized, Unavailable, Throttled, Rejected, StoreUnavailable) as error:
                 wait = error.retry_after if isinstance(error, Throttled) else gap
                 note.info("again later", error=str(error), seconds=wait)
             except PlatformError as error:

@@ -58,6 +58,7 @@ class Rooms:
         self._me = me
         self._members: Kept[dict[str, str]] = Kept()
         self._quotes: Kept[str] = Kept()
+        self._asking: set[str] = set()  # rooms that are asked about and have not changed since
 
     def members(self, room: str) -> Mapping[str, str] | None:
         """Return the members' display names by their ids: none where we are not in, None when that is not known."""
@@ -81,16 +82,23 @@ class Rooms:
         await asyncio.gather(*map(_try, (*unknown, *quotes)))
 
     async def learn(self, room: str) -> None:
-        """Ask who is in a room. Raises PlatformError."""
-        members: dict[str, str] = {}
+        """Ask who is in a room, again when somebody came or went meanwhile. Raises PlatformError."""
+        still = False
+        while not still:
+            self._asking.add(room)
+            members = await self._ask(room)
+            still = room in self._asking
+        self._asking.discard(room)
+        self._members.keep(room, members)
+
+    async def _ask(self, room: str) -> dict[str, str]:
         try:
             joined = (await self._get(room, "joined_members", timeout=PATIENCE)).json(Joined).joined
-            members = {user: profile.display_name or "" for user, profile in joined.items()}
         except Unauthorized:
             raise
         except Refused:
-            pass  # we are not in it
-        self._members.keep(room, members)
+            return {}  # we are not in it
+        return {user: profile.display_name or "" for user, profile in joined.items()}
 
     async def _learn_quote(self, room: str, id: str) -> None:
         """https://spec.matrix.org/v1.16/client-server-api/#get_matrixclientv3roomsroomideventeventid"""
@@ -100,14 +108,17 @@ class Rooms:
 
     def _follow(self, event: Event) -> None:
         """Keep up with who comes and goes."""
-        if event.type != "m.room.member" or event.state_key is None:
+        if event.type != "m.room.member" or event.state_key is None or event.content.membership == "invite":
             return
-        members = self._members.now(event.room_id)
-        if event.state_key == self._me:
-            self._members.pop(event.room_id, None)
-        elif members and event.content.membership == "join":
+        self._asking.discard(event.room_id)
+        members, joins = self._members.now(event.room_id), event.content.membership == "join"
+        if event.state_key == self._me and not joins:
+            self._members.keep(event.room_id, {})
+        elif not members:
+            self._members.pop(event.room_id, None)  # we may be in it again
+        elif joins:
             members[event.state_key] = event.content.displayname or ""
-        elif members:
+        else:
             members.pop(event.state_key, None)
 
 

@@ -245,6 +245,24 @@ async def test_who_comes_and_goes_decides_whether_we_are_alone_with_somebody(
     assert len(matrix.called("joined_members")) == 1
 
 
+async def test_who_comes_while_we_ask_is_counted(matrix: MatrixServer, adapter: MatrixAdapter) -> None:
+    room = matrix.room(ALICE, ME)
+    asked, ask = asyncio.Event(), adapter.rooms._ask
+
+    async def slowly(id: str) -> dict[str, str]:
+        members = await ask(id)
+        if not asked.is_set():
+            asked.set()
+            await taken(adapter, matrix.happen(room, BOB, "m.room.member", {"membership": "join"}, state_key=BOB))
+        return members
+
+    room.members[BOB] = "Bob"
+    adapter.rooms._ask = slowly  # type: ignore[method-assign, assignment]
+    [message] = await taken(adapter, matrix.written(room, "hello"))
+    assert message.chat.kind == "group"
+    assert len(matrix.called("joined_members")) == 2
+
+
 @pytest.mark.parametrize("outcome", [DOWN, UNKNOWN, LIMITED, Cut()], ids=str)
 async def test_while_it_is_not_known_who_is_there_the_homeserver_has_to_wait(
     matrix: MatrixServer, adapter: MatrixAdapter, outcome: Refusal | Cut
@@ -516,7 +534,7 @@ def test_whatever_a_model_writes_is_markup_that_apps_show(source: str) -> None:
     Allowed().check(render(source, MatrixAdapter.can.dialect))
 
 
-@pytest.mark.parametrize("answer", [LONG_ANSWER, '"' * 40_000, "\x01字\\" * 9000, ("| h |\n|-|\n" + "| x |\n" * 4000)])
+@pytest.mark.parametrize("answer", [LONG_ANSWER, '"' * 20_000, "\x01字\\" * 3000, ("| h |\n|-|\n" + "| x |\n" * 1500)])
 async def test_pages_fit_into_events_also_as_edits(matrix: MatrixServer, adapter: MatrixAdapter, answer: str) -> None:
     room = matrix.room(ALICE, ME)
     can = adapter.can
