@@ -29,7 +29,8 @@ FILES: dict[str, Literal["image", "audio", "video", "file"]] = {
 WORDS = ("m.text", "m.emote", "m.location")
 ENCRYPTED = "m.room.encrypted"
 FALLBACK = re.compile(r"\A> <(@[^>\s]+)> ?.*\n(?:>.*\n)*\n?")
-SEPARATORS = ":,：，"
+START, EDGE, MARKS = "(?<![A-Za-z0-9_])", "(?![A-Za-z0-9_])", ":,：，"  # of a name, and what may follow it
+LARGEST_SIZE = 1 << 53  # bytes that anybody may claim for a file
 
 
 class Replied(msgspec.Struct):
@@ -182,7 +183,7 @@ def attached(event: Event) -> tuple[Attachment, ...]:
         return ()
     info = content.info or Info()
     name = content.filename or content.body
-    return (Attachment(kind, content.url, info.mimetype or "", name, max(0, int(info.size or 0))),)
+    return (Attachment(kind, content.url, info.mimetype or "", name, min(max(0, int(info.size or 0)), LARGEST_SIZE)),)
 
 
 def without_name(text: str, content: Content, me: str, title: str) -> tuple[str, bool]:
@@ -192,11 +193,11 @@ def without_name(text: str, content: Content, me: str, title: str) -> tuple[str,
     """
     names = {localpart(me), title} - {""}
     name = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    call = rf"(?i:\A\s*(?:{name})\s*[{SEPARATORS}]|(?<!\w)(?:{re.escape(me)}|@(?:{name}))(?!\w)\s*[{SEPARATORS}]?)"
-    rest, calls = re.subn(call, "", text)
+    at_name = rf"(?:{re.escape(me)}|@(?:{name})(?!:[\w.-]+\.\w)){EDGE}"  # and not a namesake's id elsewhere
+    rest, calls = re.subn(rf"(?i:\A\s*(?:{name})\s*[{MARKS}]|{START}{at_name}\s*[{MARKS}]?)", "", text)
     mentioned = calls > 0 or mentions(content, me)
     if mentioned and not calls:  # a client that shows a pill writes the bare name into the body
-        rest = re.sub(rf"(?i:(?<![A-Za-z0-9_])(?:{name})(?![A-Za-z0-9_])\s*[{SEPARATORS}]?)", "", text, count=1)
+        rest = re.sub(rf"(?i:{START}(?:{name}){EDGE}\s*[{MARKS}]?)", "", text, count=1)
     return rest.strip(), mentioned
 
 

@@ -325,7 +325,27 @@ def test_a_wrong_type_anywhere_is_left_out_or_harmless(data: st.DataObject) -> N
         holder = holder[key]
     holder[path[-1]] = data.draw(st.sampled_from([None, True, -1, 1e30, "", "@x", [], [[]], {}, {"event_id": 1}]))
     with contextlib.suppress(Rejected):
-        make().parse(transaction(event))
+        msgspec.json.encode(make().parse(transaction(event)).messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("@magpie你好", "你好"),
+        ("MAGPIE： 你好", "你好"),
+        ("so, @Magpie, what?", "so,  what?"),
+        (f"{ME}: hello", "hello"),
+        ("@magpie: hello", "hello"),
+        ("@magpie:elsewhere.org hello", None),
+        ("magpies sing", None),
+        ("magpie sings", None),
+        ("mail me@magpie.org", None),
+        ("@magpie_bot hello", None),
+    ],
+)
+async def test_a_name_calls_us(matrix: MatrixServer, adapter: MatrixAdapter, text: str, expected: str | None) -> None:
+    [message] = await taken(adapter, matrix.written(matrix.room(ALICE, BOB, ME), text))
+    assert (message.addressed, message.text) == (expected is not None, expected or text)
 
 
 @given(st.text("magpie@:example.org, 你喜鹊<>!", max_size=60), st.booleans())
