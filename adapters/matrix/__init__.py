@@ -126,7 +126,7 @@ class MatrixAdapter(WebhookAdapter[MatrixSettings]):
         self.homeserver = Homeserver(settings.api_base, settings.as_token.get_secret_value(), self.me)
         self.rooms = Rooms(partial(self.homeserver.call, "GET", "v3", "rooms"), self.me)
         self._service = f"magpie-{context.instance}"
-        self._errands = Errands(self.homeserver, context, self._service, self.rooms.learn, self._messages)
+        self.errands = Errands(self.homeserver, context, self._service, self.rooms.learn, self._messages)
         self._hs_token = settings.hs_token.get_secret_value()
         self._unsure: set[str] = set()  # pages that may have been begun: a call got no answer
         self._typing: set[str] = set()  # rooms that show us typing
@@ -196,11 +196,11 @@ class MatrixAdapter(WebhookAdapter[MatrixSettings]):
     async def at_once(self, request: Request, inbound: Inbound) -> None:
         """Note what is to be done besides answering."""
         for event in transaction(request):
-            await self._errands.note(event)
+            await self.errands.note(event)
 
     async def listen(self, accept: Accept) -> None:
         """Enter the rooms we are invited into; explain ourselves in encrypted ones."""
-        await self._errands.run(accept)
+        await self.errands.run(accept)
 
     def sample(self) -> Request:
         """Return the homeserver's ping."""

@@ -76,7 +76,7 @@ class Errands:
     async def run(self, accept: Accept) -> None:
         """Arrive, then run errands side by side until cancelled."""
         verbs: dict[str, Callable[[str], Awaitable[None]]]
-        verbs = {"enter": partial(self._enter, accept), "explain": self._explain}
+        verbs = {"enter": partial(self._enter, accept), "explain": self.explain}
         async with asyncio.TaskGroup() as running:
             running.create_task(self._patiently("arrive", self._arrive))
             for room in (await self._context.state.get(INVITES) or "").split():
@@ -123,7 +123,7 @@ class Errands:
         await accept(self._translate(missed))
         await self._change_invites(drop=room)
         if any(event.type == ENCRYPTED for event in missed):
-            await self._explain(room)
+            await self.explain(room)
 
     async def _missed(self, room: str) -> list[Event]:
         """Return what happened in a room since we were invited."""
@@ -132,7 +132,7 @@ class Errands:
         newest_first = filter(None, map(readable, chunk))
         return list(itertools.takewhile(lambda event: not event.makes(self._me, "invite"), newest_first))[::-1]
 
-    async def _explain(self, room: str) -> None:
+    async def explain(self, room: str) -> None:
         """Say once that we cannot read what is encrypted."""
         key = f"explained/{room}"
         if await self._context.state.get(key) is None:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,12 @@ class SynapseServer:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(30)
+
+    def counts_as_down(self, service: str) -> bool:
+        """Whether an application service did not take its last transaction."""
+        with contextlib.closing(sqlite3.connect(f"file:{self._directory}/homeserver.db?mode=ro", uri=True)) as database:
+            rows = database.execute("SELECT state FROM application_services_state WHERE as_id = ?", (service,))
+            return rows.fetchall() == [("down",)]
 
     def _write(self, name: str, value: object) -> None:
         (self._directory / name).write_text(json.dumps(value))

@@ -804,6 +804,15 @@ async def test_an_encrypted_room_is_told_once(matrix: MatrixServer) -> None:
         assert "加密" in shown.text
 
 
+async def test_who_told_a_room_does_not_matter(matrix: MatrixServer, adapter: MatrixAdapter) -> None:
+    room = matrix.room(ALICE, ME)
+    other = make(adapter.context, api_base=matrix.base)
+    for replica in (adapter, other, adapter):
+        await replica.errands.explain(room.id)
+    await other.stop()
+    assert len(matrix.called("send")) == 1
+
+
 async def test_at_the_start_our_user_is_made_and_the_homeserver_is_told_that_we_are_there(matrix: MatrixServer) -> None:
     pinged: list[Request] = []
 

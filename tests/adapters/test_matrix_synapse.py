@@ -270,6 +270,7 @@ async def test_what_was_written_while_the_bot_was_away_is_answered_once(world: W
         await alice.say(room, "hello")
         await alice.until(lambda: answers(alice, room))
     await alice.say(room, "anybody there?")
+    await eventually(lambda: world.synapse.counts_as_down("magpie-matrix"))
     async with world.bot(model, database_url=database):
         await alice.until(lambda: len(answers(alice, room)) == 2)
         await alice.say(room, "good")
