@@ -149,8 +149,8 @@ async def test_sigkill_at_random_instants(tmp_path: Path, seed: int) -> None:
         bought = Counter(stage.model.completed)
         shown_twice = {question: count for question, count in bought.items() if count > 1}
         # A kill between the model's last byte and our commit cannot be told apart from an unfinished answer: at most
-        # the answers that were on the wire at one of the kills.
-        assert len(shown_twice) <= 2, shown_twice
+        # one of the answers that were on the wire for each of the five kills.
+        assert len(shown_twice) <= 5, shown_twice
 
 
 @pytest.mark.timeout(120)
