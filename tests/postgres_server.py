@@ -62,9 +62,17 @@ class PostgresServer:
         """Make an empty database; return its URL."""
         name = f"test_{next(self._count)}"
         with contextlib.suppress(asyncpg.DuplicateObjectError):
-            await self.run("CREATE ROLE bot LOGIN")
+            await self._revived("CREATE ROLE bot LOGIN")
         await self.run(f"CREATE DATABASE {name} OWNER bot")
         return self.url(name)
+
+    async def _revived(self, sql: str) -> None:
+        """Run a statement; start the server first when a test that failed left it stopped."""
+        try:
+            await self.run(sql)
+        except OSError:
+            self.start()
+            await self.run(sql)
 
     async def run(self, sql: str, database: str = "postgres") -> list[asyncpg.Record]:
         """Run a statement as the administrator."""

@@ -236,6 +236,15 @@ async def test_subscribers_hear_what_is_published(store: Store) -> None:
         assert [await anext(ear), await anext(ear)] == ["one", "two"]
 
 
+async def test_an_entry_of_7000_bytes_fits_and_a_larger_one_does_not(store: Store) -> None:
+    state = store.state("a")
+    async with state.subscribe("x" * 1000) as ear:
+        await state.publish("x" * 1000, "漢" * 2333)
+        assert await anext(ear) == "漢" * 2333
+        with pytest.raises(ValueError, match="7000"):
+            await state.publish("t", "漢" * 2334)
+
+
 async def test_a_chat_that_moves_keeps_its_conversation(store: Store) -> None:
     (receipt,) = await store.accept([arrival(1, chat="old")], "me")
     lane = receipt.lane

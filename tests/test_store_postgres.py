@@ -226,15 +226,6 @@ async def test_everybody_hears_everything_once_and_in_order(stores: tuple[Store,
         assert await anext(other) == "end"
 
 
-async def test_an_entry_of_7000_bytes_fits_and_a_larger_one_does_not(stores: tuple[Store, Store]) -> None:
-    one, two = (store.state("a") for store in stores)
-    async with two.subscribe("x" * 1000) as ear:
-        await one.publish("x" * 1000, "漢" * 2333)
-        assert await anext(ear) == "漢" * 2333
-        with pytest.raises(ValueError, match="7000"):
-            await one.publish("t", "漢" * 2334)
-
-
 async def test_a_lost_connection_is_made_again_and_the_own_process_misses_nothing(
     postgres: PostgresServer, database: str
 ) -> None:

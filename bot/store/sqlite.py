@@ -40,7 +40,7 @@ from bot.store import (
     Waiting,
     revived,
 )
-from bot.store.bus import Bus, Ear
+from bot.store.bus import Bus, Ear, fitting
 from bot.store.writer import Writer
 
 T = TypeVar("T")
@@ -445,7 +445,7 @@ class SQLiteState:
         return await self._store._write(run)
 
     async def publish(self, topic: str, data: str) -> None:
-        self._store.bus.publish(self._prefix + topic, data)
+        self._store.bus.publish(self._prefix + topic, fitting(data))
 
     def subscribe(self, topic: str) -> Ear:
         return self._store.bus.subscribe(self._prefix + topic)
