@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters import qq
-from adapters.qq import MARKDOWN, QqAdapter, failure, private_key, without_addresses
+from adapters.qq import QqAdapter, private_key
+from adapters.qq.errors import failure
+from adapters.qq.events import EVENTS
+from adapters.qq.forms import FORMS, MARKDOWN, without_addresses
 from bot.adapter import Attachment, Chat, Context, Message, Page, Request
 from bot.client import Reply
 from bot.errors import Malformed, PlatformError, Refused, Rejected, Throttled, Unauthorized, Unavailable, Unverified
@@ -207,7 +210,15 @@ def test_a_guild_message() -> None:
 def test_a_voice_message_says_what_was_said() -> None:
     message = one(fixture("voice"))
     assert message.text == "今天天气怎么样"
-    assert message.attachments == (Attachment("audio", "https://qqbot.ugcimg.qq.com/v.wav", "", "v.amr", 100),)
+    (voice,) = message.attachments
+    assert (voice.kind, voice.ref) == ("audio", "https://qqbot.ugcimg.qq.com/v.wav")
+
+
+def test_a_file_says_what_it_is() -> None:
+    file = {"content_type": "file", "filename": "a.txt", "url": "//multimedia.nt.qq.com.cn/a", "size": 9}
+    message = one(signed(QqServer().event("C2C_MESSAGE_CREATE", "", attachments=[file])))
+    expected = Attachment("file", "https://multimedia.nt.qq.com.cn/a", "text/plain", "a.txt", 9)
+    assert message.attachments == (expected,)
 
 
 def test_a_guild_s_private_chat() -> None:
@@ -264,10 +275,10 @@ BASE = QqServer().event("C2C_MESSAGE_CREATE", "hi")
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(list(qq.EVENTS)),
+        st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(list(EVENTS)),
         lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*BASE, *BASE["d"], "mentions"]), inner),
     ),
-    st.sampled_from(list(qq.EVENTS)),
+    st.sampled_from(list(EVENTS)),
 )
 def test_garbage_is_malformed_or_harmless(value: Any, kind: str) -> None:
     inner = BASE["d"] | value if isinstance(value, dict) else value
@@ -349,7 +360,7 @@ async def test_long_answers_take_one_number_a_page() -> None:
 )
 async def test_failures_lose_and_double_nothing(faults: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.delivery.BACKOFF", (0.01,) * 4)
-    monkeypatch.setattr(qq, "PAUSE", 0.01)
+    monkeypatch.setattr("adapters.qq.errors.PAUSE", 0.01)
     async with at_qq(ScriptedModel()) as (url, server):
         server.faults.extend(faults)
         for words in ("hello", "again"):
@@ -513,9 +524,9 @@ def test_every_page_in_every_form_has_its_number() -> None:
     numbers = {
         qq._reply(chat("M", time.time() + 100), Page("x", key=f"k:{page}"), form)["msg_seq"]
         for page in range(qq.REPLIES)
-        for form in range(len(qq.FORMS))
+        for form in range(len(FORMS))
     }
-    assert len(numbers) == qq.REPLIES * len(qq.FORMS)
+    assert len(numbers) == qq.REPLIES * len(FORMS)
 
 
 def test_signing_agrees_with_the_platform() -> None:
