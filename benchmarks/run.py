@@ -251,6 +251,7 @@ COLUMNS = {
     "late_p99": ("end late by p99 (ms)", 1000, "{:.0f}"),
     "cpu_share": ("core used", 100, "{:.0f} %"),
     "answered": ("answered", 1, "{:.0f}"),
+    "lost": ("lost", 1, "{:.0f}"),
     "memory_mb": ("memory (MB)", 1, "{:.0f}"),
     "grown_mb": ("grown (MB)", 1, "{:.1f}"),
     "first_ack": ("first ack (s)", 1, "{:.2f}"),
@@ -258,7 +259,7 @@ COLUMNS = {
 SHOWN = {
     "talk": ["rate", "cpu_us", "wait_p50", "wait_p99", "ack_p99"],
     "history": ["rate", "cpu_us", "wait_p50", "ack_p99"],
-    "crowd": ["rate", "wait_p50", "wait_p99", "ack_p50", "ack_p99"],
+    "crowd": ["rate", "wait_p50", "wait_p99", "ack_p50", "ack_p99", "lost"],
     "ack": ["rate", "cpu_us", "ack_p50", "ack_p99"],
     "streams": ["answered", "first_p50", "first_p99", "late_p99", "cpu_share"],
     "waiting": ["rate", "ack_p99", "memory_mb", "grown_mb"],

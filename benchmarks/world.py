@@ -26,6 +26,7 @@ ANSWER = ["This", "is", "a", "short", "answer", "of", "twelve", "words", "to", "
 LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding: *chunked")
 SECRET = "bench-secret"
+LOST_AFTER = 20.0  # seconds; a person who has no answer by then has none
 CHATS = 20  # people behind each connection
 
 
@@ -261,6 +262,7 @@ class Run:
         self.plan, self.platform, self.model = plan, platform, model
         self.waits: list[float] = []
         self.acks: list[float] = []
+        self.lost = 0  # questions nobody answered
 
     async def connect(self) -> Caller:
         loop = asyncio.get_running_loop()
@@ -286,8 +288,11 @@ class Run:
         body, headers = self.platform.update(chat, number)
         begun = time.perf_counter()
         self.acks.append(await caller.post(self.platform.path, body, headers) - begun)
-        async with asyncio.timeout(60):
-            self.waits.append(await answered - begun)
+        try:
+            async with asyncio.timeout(LOST_AFTER):
+                self.waits.append(await answered - begun)
+        except TimeoutError:
+            self.lost += 1
 
     async def acks_only(self, number: int, until: float) -> None:
         """Post without waiting for answers."""
@@ -387,6 +392,7 @@ async def measure(plan: dict[str, Any]) -> dict[str, Any]:
         "memory_mb": memory_mb(pid),
         "grown_mb": memory_mb(pid) - memory,
         "asked": model.asked,
+        "lost": run.lost,
     }
 
 
