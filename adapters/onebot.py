@@ -150,7 +150,7 @@ class Event(msgspec.Struct):
 
 # -- CQ codes: https://github.com/botuniverse/onebot-11/blob/master/message/string.md
 
-CODE = re.compile(r"\[CQ:([\w.-]+)((?:,[\w.-]+=[^,\]]*)*)\]")
+CODE = re.compile(r"\[CQ:([\w.-]+)((?:,[\w.-]+=[^,\[\]]*)*)\]")
 ESCAPES = (("&#91;", "["), ("&#93;", "]"), ("&#44;", ","), ("&amp;", "&"))
 
 
@@ -351,9 +351,10 @@ class OnebotAdapter(WebhookAdapter[OnebotSettings]):
             return [Finding(False, "the access token is refused", f"set {token} to the token of the HTTP server")]
         except PlatformError as error:
             return [Finding(False, f"the OneBot implementation does not answer: {error}", f"check {base}")]
+        online = status.online is not False
         return [
             Finding(True, f"the account is {account.nickname} ({_id(account.user_id)})"),
-            Finding(status.online is not False, "is it online?", "log in again on the implementation's page"),
+            Finding(online, f"it is {'online' if online else 'offline'}", "log in again on the implementation's page"),
             Finding(True, f"whether it reports to {url} cannot be asked: write to it to see"),
         ]
 

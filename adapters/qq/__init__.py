@@ -47,7 +47,6 @@ REPLIES = 5  # to one message
 SPARE = 10.0  # seconds before the end of its window in which a message is not replied to any more
 HOSTS = (".qq.com", ".qq.com.cn", ".qpic.cn")  # where files lie
 DAY = 86400.0
-
 STEPS = (
     "Open https://q.qq.com, your bot, Development. / 打开 q.qq.com，进入机器人的「开发」。",
     "Development settings: copy AppID and AppSecret; put this server's address on the list of IPs. "
@@ -183,7 +182,7 @@ class QqAdapter(WebhookAdapter[QqSettings]):
             try:
                 return await self._sent(chat, body | reply)
             except Refused as error:
-                if error.code == SHOWN_BEFORE:
+                if error.code == SHOWN_BEFORE:  # the answer to an earlier attempt was lost
                     return page.key
                 if error.code not in LATE:
                     raise

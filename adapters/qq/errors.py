@@ -53,8 +53,8 @@ def failure(reply: Reply) -> PlatformError | None:
     if code in AUDITED or (reply.status < 300 and not code):
         return None
     reason = f"{REASONS.get(code, 'refused')} (HTTP {reply.status}, code {code})"
-    if code in STRANGERS or reply.status == 401:
-        return Unauthorized(reason, code or STALE_STATUS)
+    if code in STRANGERS or reply.status == STALE_STATUS:
+        return Unauthorized(reason, code if code in STRANGERS else STALE_STATUS)
     if code in BUSY:
         return Throttled(reason, PAUSE)
     if code in BROKEN:

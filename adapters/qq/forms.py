@@ -25,9 +25,8 @@ MARKDOWN = Dialect(
     rule="***",
 )
 
-
-_NAME = r"(?:[\w-]+\.)+[a-z]{2,}"
-ADDRESS = re.compile(rf"(?:[a-z][a-z0-9+-]*://)?({_NAME}|(?:\d{{1,3}}\.){{3}}\d{{1,3}})", re.IGNORECASE)
+_NAME = r"(?:[\w-]{1,63}\.)+[a-z]{2,}"  # bounds keep the search linear
+ADDRESS = re.compile(rf"(?:[a-z][a-z0-9+-]{{0,15}}://)?({_NAME}|(?:\d{{1,3}}\.){{3}}\d{{1,3}})", re.IGNORECASE)
 
 
 def without_addresses(text: str) -> str:

@@ -213,6 +213,11 @@ def test_strings_are_always_read(said: str) -> None:
     assert all(piece.data is not None for piece in segments(said))
 
 
+def test_endless_codes_are_read_in_time() -> None:
+    said = ("[CQ:a" + ",a=b" * 20) * 3000
+    assert "".join(piece.get("text") for piece in segments(said)) == said
+
+
 BASE = OnebotServer().event([text("hi")])
 
 

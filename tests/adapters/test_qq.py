@@ -462,6 +462,7 @@ async def test_ids_cannot_leave_their_path() -> None:
         (200, {"code": 100001, "message": "too often"}, Throttled),
         (401, {"code": 11244}, Unauthorized),
         (401, {}, Unauthorized),
+        (401, {"code": 100007}, Unauthorized),
         (400, {"code": 40034006}, Refused),
         (500, {"code": 40054005}, Refused),
         (500, {"code": 40054013}, Refused),
