@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 SIGNATURE = "x-signature"
 NOTHING = Response(status=204)
-PAUSE = 30.0  # seconds of silence after a failure that may be QQ's control of risks
+PAUSE = 90.0  # seconds of silence after a failure that may be QQ's control of risks: long, so that nobody insists
 LONGEST_TEXT = 4000  # characters; nothing is documented, about 4,500 are seen to pass
 GROUP = "group:"  # begins the ids of groups: a group and a person may have the same number
 MENTION = "\0"  # stands for the bot's own name until it is taken out
