@@ -17,9 +17,10 @@ run: .venv/.runnable ## start Magpie with the web chat at http://127.0.0.1:8080/
 
 install: .venv/.installed ## make .venv with everything in it, tools for development included
 
+# A test that meets a busy machine (real processes, real sockets) is run again, and listed as RERUN.
 test: needs check ## everything: format, lint, types, all tests
 	@echo "== tests"
-	@$(BIN)/pytest -rfEs
+	@$(BIN)/pytest -rfEsR --reruns 2 --durations 15
 
 check: .venv/.installed ## format, lint and types, without the tests
 	@$(STAGE) format $(BIN)/ruff format --check --quiet .
