@@ -78,8 +78,9 @@ class Dispatcher:
 
     def conversation(self, instance: str, message: Message) -> str:
         """Name the conversation a message belongs to: in groups each member's own, unless groups share theirs."""
-        alone = message.chat.kind == "group" and not self._shared_groups
-        return conversation_id(instance, message.chat, message.user if alone else "")
+        if message.chat.kind == "direct":
+            return conversation_id(instance, message.chat)
+        return conversation_id(instance, message.chat, "*" if self._shared_groups else message.user)
 
     async def accept(self, instance: str, messages: Iterable[Message]) -> list[Receipt]:
         """Store messages, then begin to answer those whose conversation is free. Raises StoreUnavailable."""

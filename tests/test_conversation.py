@@ -334,6 +334,14 @@ async def test_who_sees_that_an_answer_is_coming_gets_one_each() -> None:
         assert "faster than" in talk.shown()[3]  # although it is a group
 
 
+async def test_a_group_and_a_person_of_the_same_number_are_two_conversations() -> None:
+    async with running(group_memory="chat") as magpie:
+        talk = Talk(magpie)
+        await talk.ask("secret of the group", kind="group", chat="7")
+        await talk.ask("what do you know?", chat="7", user="7")
+        assert [turn.role for turn in talk.model.asked[1]] == ["system", "user"]
+
+
 async def test_chatter_that_is_not_for_the_bot_is_not_stored() -> None:
     async with running() as magpie:
         talk = Talk(magpie)
