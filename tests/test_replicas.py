@@ -157,8 +157,9 @@ async def test_held_requests_hear_what_the_other_replica_answers(database: str) 
         assert [(await held)[1]["reply"] for held in (first, second)] == ["begin one end", "begin two end"]
 
         gate.open.clear()
+        await waiting(one, 0)
         fourth = asyncio.create_task(post(one, question("hold the lane")))
-        await both.until(lambda: one.dispatcher.busy == 1)
+        await waiting(one, 1)
         third = asyncio.create_task(events(two, question("three")))
         await waiting(one, 2)
         topic = _topic(conversation_id("api", Chat("u", thread="default")))
