@@ -310,7 +310,8 @@ class Run:
         caller = await self.connect()
         for turn in range(count):
             body, headers = self.platform.update(1_000_000 + number * 100_000 + turn, 1)
-            self.acks.append(await caller.post(self.platform.path, body, headers))
+            begun = time.perf_counter()
+            self.acks.append(await caller.post(self.platform.path, body, headers) - begun)
         caller.transport.close()
 
     async def streams(self, count: int) -> dict[str, float]:

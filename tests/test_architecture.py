@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 CONTRACT = {"bot", "bot.adapter", "bot.markup", "bot.signing", "bot.client", "bot.config", "bot.errors"}
 ADAPTERS = sorted((ROOT / "adapters").rglob("*.py"))
 CORE = sorted((ROOT / "bot").rglob("*.py"))
-POINTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["magpie.adapters"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+POINTS: dict[str, str] = PROJECT["entry-points"]["magpie.adapters"]
 # What several platforms share lives in modules beside them, which belong to no one platform.
 OWNED = {module.partition(":")[0] for module in POINTS.values()}
 
