@@ -29,6 +29,7 @@ T = TypeVar("T")
 LONGEST_TURN = 900.0  # seconds after which an answer that is still being written is given up
 CRASHES = 3  # times a batch may fail without an answer before the person is told and it is parked
 POSTINGS = 10  # times a finished reply is brought to the platform before it is parked
+NOT_ALLOWED = "not_allowed"  # the sentence for strangers
 FIRST_GAP, LONGEST_GAP = 5.0, 600.0  # seconds between those
 
 
@@ -102,7 +103,7 @@ class Turns:
             listed(limits.allowed_users, lane.instance, message.user)
             and listed(limits.allowed_chats, lane.instance, message.chat.id)
         ):
-            raise Notice("not_allowed", "refused", user=message.user)
+            raise Notice(NOT_ALLOWED, "refused", user=message.user)
         if (command(message.text) or Command.RETRY) is not Command.RETRY or not message.wants_reply:
             return
         if limits.tokens_per_day and self.used_by_all >= limits.tokens_per_day:
@@ -230,8 +231,8 @@ class Turns:
     async def _say(self, lane: Lane, message: Message, notice: Notice) -> Lane | None:
         """Answer with a sentence of the bot's own."""
         draft, language = the_draft(lane), self._language(message)
-        if notice.outcome == "refused" and message.chat.kind == "group" and not message.awaited:
-            return await self._end(lane, notice.outcome, notice.key)  # nobody else in the group needs to read that
+        if notice.key == NOT_ALLOWED and message.chat.kind == "group" and not message.awaited:
+            return await self._end(lane, notice.outcome, notice.key)  # a group we do not serve is not talked to
         values = dict(notice.values)
         if limit := values.pop("limit", None):
             values["limit"] = say("usage_limit", language, limit=limit)

@@ -281,15 +281,16 @@ async def test_usage_is_counted_and_told() -> None:
         assert "of 1000 a day" in answer
 
 
+@pytest.mark.parametrize("kind", ["direct", "group"])
 @pytest.mark.parametrize(
     ("limits", "part"),
     [({"user_tokens_per_day": 5}, "today's limit"), ({"tokens_per_day": 5}, "its limit for today")],
 )
-async def test_quotas_refuse_kindly_before_the_model_is_asked(limits: dict[str, int], part: str) -> None:
+async def test_quotas_refuse_kindly_before_the_model_is_asked(limits: dict[str, int], part: str, kind: str) -> None:
     async with running(**limits) as magpie:  # type: ignore[arg-type]
         talk = Talk(magpie)
-        assert await talk.ask("hello") == "You said: hello"
-        assert part in await talk.ask("more")
+        assert await talk.ask("hello", kind=kind) == "You said: hello"
+        assert part in await talk.ask("more", kind=kind)
         assert len(talk.model.asked) == 1
 
 
@@ -309,6 +310,9 @@ async def test_strangers_are_told_and_not_served() -> None:
         assert await talk.ask("hello", user="u", chat="a") == "You said: hello"
         assert await talk.ask("hello", user="friend", chat="b") == "You said: hello"
         assert "private" in await talk.ask("hello", user="stranger", chat="c")
+        await talk.say("hello", user="stranger", chat="g", kind="group")
+        await talk.idle()
+        assert talk.shown("g") == []
         assert len(talk.model.asked) == 2
 
 
